@@ -1,0 +1,52 @@
+"""poise: a classifier's confidence, measured under attack and trained to hold.
+
+Everything is imported when it is first asked for: `import poise` alone does not load torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from poise.checks import InputError
+
+if TYPE_CHECKING:
+    from poise import attacks, data, defenses, metrics, models, report
+    from poise.evaluation import evaluate
+    from poise.records import Records
+    from poise.training import load, train
+
+__version__ = "0.1.0"
+__all__ = [
+    "InputError",
+    "Records",
+    "attacks",
+    "data",
+    "defenses",
+    "evaluate",
+    "load",
+    "metrics",
+    "models",
+    "report",
+    "train",
+]
+
+_MODULES = {"attacks", "data", "defenses", "metrics", "models", "report"}
+_NAMES = {
+    "Records": "poise.records",
+    "evaluate": "poise.evaluation",
+    "load": "poise.training",
+    "train": "poise.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"poise.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'poise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

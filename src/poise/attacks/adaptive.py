@@ -1,0 +1,35 @@
+"""The Adaptive attack: the top-two gap with a step-back step size (sections 3.1-3.2)."""
+
+from poise.attacks.descent import Descent, Keep, margin_for
+from poise.objectives import Confidence, Gap
+from poise.rules import StepBack
+from poise.threat import ball
+
+
+def adaptive(
+    *,
+    eps: float = 0.03,
+    step: float = 5 / 255,
+    steps: int = 20,
+    grow: float = 1.1,
+    margin: float | None = None,
+    keep: Keep = "best",
+    norm: str = "linf",
+) -> Descent:
+    """Close the gap of the top two probabilities without crossing it (eqs. 1, 4-6).
+
+    keep="last" is Algorithm 1 as printed, with margin 0; keep="best" costs no more, is never
+    worse, and keeps a margin of 1e-4 so that the label survives another batch size.
+
+    >>> adaptive(eps=0.1).objective
+    Gap()
+    """
+    return Descent(
+        objective=Gap(),  # eq. 1
+        rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6
+        ball=ball(norm, eps),
+        step=step,
+        steps=steps,
+        keep=keep,
+        goal=Confidence(),
+    )

@@ -1,0 +1,29 @@
+"""The ConfSmooth attack: label-smoothed cross-entropy toward the uniform (section 3.3)."""
+
+from poise.attacks.descent import Descent, Keep, margin_for
+from poise.objectives import Confidence, SmoothedCrossEntropy
+from poise.rules import StepBack
+from poise.threat import ball
+
+
+def confsmooth(
+    *,
+    eps: float = 0.03,
+    step: float = 5 / 255,
+    steps: int = 20,
+    smoothing: float = 0.98,
+    grow: float = 1.1,
+    margin: float | None = None,
+    keep: Keep = "best",
+    norm: str = "linf",
+) -> Descent:
+    """Spread the confidence over all classes without losing the label (eqs. 4-7)."""
+    return Descent(
+        objective=SmoothedCrossEntropy(smoothing),  # eq. 7
+        rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6
+        ball=ball(norm, eps),
+        step=step,
+        steps=steps,
+        keep=keep,
+        goal=Confidence(),
+    )

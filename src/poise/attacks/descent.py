@@ -1,0 +1,214 @@
+"""Algorithm 1: one loop for every attack that is an objective, a step rule and a ball."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+
+from poise.checks import (
+    InputError,
+    check_choice,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_number,
+)
+from poise.draws import Draw
+from poise.modes import differentiable
+from poise.objectives import Objective
+from poise.rules import StepRule
+from poise.shapes import Images, Labels, Mask, Model, Point, per_image
+from poise.threat import Ball
+
+Keep: TypeAlias = Literal["last", "best"]
+
+
+class Attack(Protocol):
+    """A frozen value that turns images into attacked images."""
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether y is the true label; otherwise it is the prediction, and may be left out."""
+        ...
+
+    def __call__(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        """The attacked images."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """Minimise an objective by steps inside a ball (Algorithm 1, eqs. 4-6).
+
+    The forward pass of a tried step serves as the next step's, and an image that steps back keeps
+    the gradient it has: `steps` + 1 forwards and `steps` backwards, with the same bits as the
+    algorithm as printed. A random start without y costs one more forward, for the prediction.
+
+    Args:
+        objective: (logits (n, k), labels (n,)) -> (n,), minimised.
+        rule: whether a step is kept, and the size of the next, per image.
+        ball: where the images may go.
+        step: the first step's size, in pixel units of [0, 1].
+        steps: gradients an image.
+        keep: return the "last" point, or the "best": the one with the lowest goal among those
+            that keep the label (among all, where the attack is against the true label).
+        goal: what the attack is for, where the objective is but a way there; like an objective,
+            and by default the objective itself.
+        random_start: begin at a random point of the ball; for attacks against the true label only,
+            because a walk that keeps the label has to begin where it holds.
+        uses_labels: whether y stands for the true label, not for the model's own prediction.
+    """
+
+    objective: Objective
+    rule: StepRule
+    ball: Ball
+    step: float
+    steps: int
+    keep: Keep = "last"
+    goal: Objective | None = None
+    random_start: bool = False
+    uses_labels: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 5/255")
+        check_count("steps", self.steps)
+        check_choice("keep", self.keep, ("last", "best"))
+        if self.random_start and not self.uses_labels:
+            raise InputError(
+                "random_start goes with attacks against the true label (uses_labels=True): a walk "
+                "that keeps the label begins at x"
+            )
+
+    def __call__(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        """The attacked images, of the shape, dtype and device of x (n, c, h, w).
+
+        Args:
+            model: images in [0, 1] -> logits; left as it was found.
+            x: images in [0, 1].
+            y: labels (n,); by default the model's prediction at x.
+            generator: the source of random draws; by default seed 0.
+
+        Raises:
+            InputError: images, labels or logits that cannot be what they should be.
+        """
+        path = self.path(model, x, y, generator=generator)
+        best = next(path, None)
+        if best is None:
+            return x.clone()
+        goal = self.goal or self.objective
+        lowest = goal(best.logits, best.y)
+        for at in path:
+            if self.keep == "last":
+                best = at
+                continue
+            reached = goal(at.logits, at.y)
+            better = reached < lowest
+            if not self.uses_labels:
+                better &= at.logits.argmax(dim=1) == at.y
+            best, lowest = _choose(better, at, best), torch.where(better, reached, lowest)
+        return best.x
+
+    def path(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Point]:
+        """Every point at which the images stand, from the first to the last: steps + 1 of them.
+
+        An image that steps back stands where it stood. Nothing is yielded for steps = 0 or an
+        empty batch.
+        """
+        check_images(x)
+        if y is not None:
+            check_labels(y, len(x))
+        if self.steps == 0 or len(x) == 0:
+            return
+        with torch.inference_mode(False):
+            center = x.detach().clamp(0, 1)
+            y = None if y is None else y.to(x.device).clone()  # autograd cannot save inference tensors
+        draw = Draw.of(center, generator)
+        start = center
+        if self.random_start:
+            y = self._point(model, center, None, grad=False, check=True).y if y is None else y
+            start = self.ball.sample(center, draw)
+        at = self._point(model, start, y, grad=True, check=True)
+        size = torch.full_like(at.loss, self.step)
+        yield at
+        finite = torch.isfinite(at.loss)
+        for t in range(1, self.steps + 1):
+            assert at.grad is not None
+            moved = at.x - per_image(size) * self.ball.steepest(at.grad)  # eq. 4, downhill
+            moved = self.ball.project(moved, center, draw.at(t))
+            new = self._point(model, moved, at.y, grad=t < self.steps)
+            kept, size = self.rule(at, new, size)
+            at = _choose(kept, new, at)
+            finite &= torch.isfinite(new.loss)
+            yield at
+        if not finite.all():
+            raise InputError(
+                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
+                f"{len(x)} images during the attack: look at its weights, or attack in float32"
+            )
+
+    def _point(
+        self, model: Model, x: Images, y: Labels | None, *, grad: bool, check: bool = False
+    ) -> Point:
+        with differentiable(model):
+            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(grad)
+            logits = model(x)
+            if check:
+                check_logits(logits, len(x), y)
+            logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+            y = logits.argmax(dim=1) if y is None else y
+            loss = self.objective(logits, y)
+            if grad and not loss.requires_grad:
+                raise InputError(
+                    "the model's output carries no gradient with respect to x: take away its no_grad, "
+                    "detach or NumPy step, or use a black-box attack"
+                )
+            gradient = torch.autograd.grad(loss.sum(), x)[0] if grad else None
+        return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
+
+
+def _choose(mask: Mask, new: Point, old: Point) -> Point:
+    """The new point where the mask says so, image by image."""
+    grad = None
+    if new.grad is not None and old.grad is not None:
+        grad = torch.where(per_image(mask), new.grad, old.grad)
+    return Point(
+        torch.where(per_image(mask), new.x, old.x),
+        old.y,
+        torch.where(mask[:, None], new.logits, old.logits),
+        torch.where(mask, new.loss, old.loss),
+        grad,
+    )
+
+
+def margin_for(keep: Keep, margin: float | None) -> float:
+    """The label margin that goes with `keep` where none is named: 0 for "last", 1e-4 for "best".
+
+    >>> margin_for("last", None), margin_for("best", None), margin_for("last", 0.01)
+    (0.0, 0.0001, 0.01)
+    """
+    return {"best": 1e-4}.get(keep, 0.0) if margin is None else margin

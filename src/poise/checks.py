@@ -1,0 +1,154 @@
+"""Refusals: what is wrong, where, the bound, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+TOLERANCE = 1e-6  # what a round trip through a normalisation may leave outside [0, 1]
+
+
+class InputError(ValueError):
+    """Something that the caller gave and can mend; its text is one message for a person."""
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf, *, hint: str = "") -> None:
+    """Refuse a number outside [low, high], NaN, or not a number at all."""
+    bad = isinstance(value, bool) or not isinstance(value, int | float)
+    if bad or not (low <= value <= high) or math.isinf(value):
+        bound = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+        raise InputError(f"{name} must be a number {bound}, got {value!r}" + _tail(hint))
+
+
+def check_count(name: str, value: int, low: int = 0) -> None:
+    """Refuse anything but a whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is not one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
+    """The entry of that name; hyphens and underscores are alike.
+
+    Raises:
+        InputError: an unknown name, with the nearest known ones.
+    """
+    plain = {key.replace("-", "_"): key for key in table}
+    key = plain.get(name.replace("-", "_").lower())
+    if key is not None:
+        return table[key]
+    near = difflib.get_close_matches(name.lower(), list(table), n=2, cutoff=0.4)
+    guess = f"did you mean {' or '.join(near)}?" if near else "there is nothing like it"
+    raise InputError(f"unknown {kind} {name!r}: {guess} (known: {', '.join(sorted(table))})")
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what is not a floating NCHW batch in [0, 1] (one host synchronisation)."""
+    import torch
+
+    if not isinstance(x, torch.Tensor):
+        raise InputError(f"x must be a torch.Tensor of images, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise InputError(
+            f"x must be floating point in [0, 1], got {x.dtype}: use x.float() / 255 for 8-bit images"
+        )
+    if x.ndim != 4:
+        raise InputError(
+            f"x must have the four dimensions (n, channels, height, width), got shape {tuple(x.shape)}"
+            + (": use x.unsqueeze(0) for one image" if x.ndim == 3 else "")
+        )
+    if x.numel() == 0:
+        return
+    low, high = (float(v) for v in torch.aminmax(x))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError("x holds NaN or infinite pixels: look at how the images were loaded")
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise InputError(
+            f"x must lie in [0, 1], got [{low:.4g}, {high:.4g}]: give raw pixels and put the "
+            "normalisation inside the model (poise.models.Normalize), so that eps is in pixel units"
+        )
+
+
+def check_labels(y: Tensor, n: int) -> None:
+    """Refuse labels that are not n whole numbers."""
+    import torch
+
+    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dtype == torch.bool:
+        kind = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
+        raise InputError(f"y must be a tensor of whole-number labels (int64), got {kind}")
+    if y.shape != (n,):
+        raise InputError(f"y must have one label an image, shape ({n},), got shape {tuple(y.shape)}")
+
+
+def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
+    """Refuse a model output that cannot be logits of n images (two host synchronisations)."""
+    import torch
+
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(
+            f"the model must return a tensor of logits, got {type(logits).__name__}: "
+            "wrap it, e.g. lambda x: model(x).logits"
+        )
+    if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        raise InputError(
+            f"the model must return logits of shape (n, classes) = ({n}, at least 2), "
+            f"got {tuple(logits.shape)}"
+        )
+    if not torch.isfinite(logits).all():
+        raise InputError(
+            "the model returned NaN or infinite logits: look at its weights and its normalisation"
+        )
+    if looks_like_probabilities(logits):
+        raise InputError(
+            "the model returns probabilities (rows are non-negative and sum to 1), logits are needed: "
+            "take its softmax away, or wrap it: lambda x: model(x).clamp_min(1e-30).log()"
+        )
+    if y is not None and (y < 0).logical_or(y >= logits.shape[1]).any():
+        raise InputError(
+            f"y must lie in [0, {logits.shape[1] - 1}] for a model of {logits.shape[1]} classes, "
+            f"got [{int(y.min())}, {int(y.max())}]"
+        )
+
+
+def looks_like_probabilities(rows: Tensor) -> bool:
+    """Whether every row is non-negative and sums to 1."""
+    low, off = rows.min(), (rows.sum(dim=1) - 1).abs().max()
+    return bool((low >= 0).logical_and(off < 1e-3))
+
+
+def check_probabilities(probs: Tensor, y: Tensor | None = None) -> None:
+    """Refuse rows that are not probabilities of at least two classes, or labels that do not fit."""
+    import torch
+
+    if not isinstance(probs, torch.Tensor) or probs.ndim != 2 or probs.shape[1] < 2:
+        shape = tuple(probs.shape) if isinstance(probs, torch.Tensor) else type(probs).__name__
+        raise InputError(
+            f"probs must be a tensor of shape (n, classes) with at least 2 classes, got {shape}"
+        )
+    if len(probs) and not looks_like_probabilities(probs):
+        raise InputError(
+            "probs must be probabilities (rows in [0, 1] that sum to 1): use logits.softmax(dim=1)"
+        )
+    if y is not None:
+        check_labels(y, len(probs))
+        if len(y) and (y < 0).logical_or(y >= probs.shape[1]).any():
+            raise InputError(
+                f"y must lie in [0, {probs.shape[1] - 1}], got [{int(y.min())}, {int(y.max())}]"
+            )
+
+
+def _tail(hint: str) -> str:
+    return f": {hint}" if hint else ""

@@ -1,0 +1,46 @@
+"""Defenses: frozen values, `defense(model, x, y, generator) -> loss`. A new one is a file and a line."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from poise.checks import lookup
+from poise.defenses.adversarial import (
+    AdversarialTraining,
+    Defense,
+    adversarial_training,
+    uat_gap,
+    uat_smooth,
+)
+from poise.defenses.vanilla import Vanilla, vanilla
+
+DEFENSES: Mapping[str, Callable[..., Defense]] = {
+    "vanilla": vanilla,
+    "at": adversarial_training,
+    "uat-gap": uat_gap,
+    "uat-smooth": uat_smooth,
+}
+
+
+def build(name: str, **options: Any) -> Defense:
+    """The defense of that name, given those of the options that it takes and that are not None.
+
+    >>> build("vanilla", eps=0.1)
+    Vanilla()
+    """
+    factory = lookup(DEFENSES, name, "defense")
+    takes = inspect.signature(factory).parameters
+    return factory(**{k: v for k, v in options.items() if k in takes and v is not None})
+
+
+__all__ = [
+    "DEFENSES",
+    "AdversarialTraining",
+    "Defense",
+    "Vanilla",
+    "adversarial_training",
+    "build",
+    "uat_gap",
+    "uat_smooth",
+    "vanilla",
+]

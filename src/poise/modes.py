@@ -1,0 +1,40 @@
+"""Borrow a model: evaluation mode and gradients while in use, everything given back after."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from poise.shapes import Model
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Put every submodule in evaluation mode, and give each its own flag back.
+
+    `model.train()` as a way back would thaw layers that the caller had frozen by hand.
+
+    >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1).eval())
+    >>> with evaluating(net):
+    ...     net[0].training
+    False
+    >>> net[0].training, net[1].training
+    (True, False)
+    """
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def differentiable(model: Model) -> Iterator[None]:
+    """Evaluation mode with gradients on, also inside `no_grad` and `inference_mode`."""
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        yield

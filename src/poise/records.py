@@ -1,0 +1,91 @@
+"""Records: what an attack did to every image, judged afresh. All that metrics and reports read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import polars as pl
+import torch
+
+from poise.shapes import Images, Labels, Mask, PerSample, Probabilities
+
+_DISTANCES = ("linf", "l2", "wasserstein", "ssim")
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """One row an image, on the CPU; `x` and `x_adv` hold the first few images themselves.
+
+    Attributes:
+        y: true labels.
+        clean, attacked: probabilities before and after, float32, from forwards of their own.
+        linf, l2: max |δ| and √Σδ², in pixel units of [0, 1].
+        wasserstein: ΔW = mean |δ|.
+        ssim: structural similarity, 1 for no change.
+        x, x_adv: the first images, clean and attacked, for pictures.
+    """
+
+    y: Labels
+    clean: Probabilities
+    attacked: Probabilities
+    linf: PerSample
+    l2: PerSample
+    wasserstein: PerSample
+    ssim: PerSample
+    x: Images
+    x_adv: Images
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def correct(self) -> Mask:
+        """Whether the clean prediction is the true label."""
+        return self.clean.argmax(dim=1) == self.y
+
+    @property
+    def kept(self) -> Mask:
+        """Whether the prediction survived the attack."""
+        return self.clean.argmax(dim=1) == self.attacked.argmax(dim=1)
+
+    @classmethod
+    def join(cls, parts: Sequence[Records]) -> Records:
+        """All rows of the parts, in order."""
+        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def frame(self) -> pl.DataFrame:
+        """The rows as a table: labels, predictions, confidences, distances, probabilities."""
+        clean_msp, clean_label = self.clean.max(dim=1)
+        attacked_msp, attacked_label = self.attacked.max(dim=1)
+        return pl.DataFrame(
+            {
+                "y": self.y.numpy(),
+                "prediction": clean_label.numpy(),
+                "prediction_attacked": attacked_label.numpy(),
+                "confidence": clean_msp.numpy(),
+                "confidence_attacked": attacked_msp.numpy(),
+                **{name: getattr(self, name).numpy() for name in _DISTANCES},
+                "clean": self.clean.numpy(),
+                "attacked": self.attacked.numpy(),
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pl.DataFrame, x: Images, x_adv: Images) -> Records:
+        """The records whose `frame()` and images these are."""
+
+        def column(name: str) -> torch.Tensor:
+            return torch.tensor(frame[name].to_numpy())
+
+        return cls(
+            column("y"),
+            column("clean"),
+            column("attacked"),
+            column("linf"),
+            column("l2"),
+            column("wasserstein"),
+            column("ssim"),
+            x,
+            x_adv,
+        )

@@ -1,0 +1,46 @@
+"""Step rules: whether an image keeps the step it tried, and how long its next one is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from poise.checks import check_number
+from poise.objectives import Gap
+from poise.shapes import Mask, PerSample, Point
+
+StepRule: TypeAlias = Callable[[Point, Point, PerSample], tuple[Mask, PerSample]]
+
+
+@dataclass(frozen=True)
+class Always:
+    """Keep every step; the size stays."""
+
+    def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
+        return torch.ones_like(size, dtype=torch.bool), size
+
+
+@dataclass(frozen=True)
+class StepBack:
+    """Step back where the label is lost, and adapt the size (eqs. 5-6).
+
+    The label counts as kept while y is the prediction and leads its rival by `margin` in
+    probability. A margin of 0 is the paper's rule to the letter, but leaves images on ties that
+    another batch size or precision decides otherwise.
+    """
+
+    shrink: float = 0.5
+    grow: float = 1.1  # λ of eq. 5
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("shrink", self.shrink, 0, 1)
+        check_number("grow", self.grow, 1, hint="it is λ of eq. 5, the factor after a good step")
+        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+
+    def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
+        kept = (new.logits.argmax(dim=1) == new.y) & (Gap()(new.logits, new.y) >= self.margin)
+        improved = kept & (new.loss < at.loss)
+        factor = torch.where(improved, self.grow, 1.0).where(kept, self.shrink)  # eq. 5
+        return kept, size * factor.to(size.dtype)  # eq. 6

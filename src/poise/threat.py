@@ -1,0 +1,133 @@
+"""Balls: how far an image may be moved. Every ball keeps pixels in [0, 1] as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from poise.checks import check_number, lookup
+from poise.draws import Draw
+from poise.shapes import Images, per_image
+
+
+class Ball(Protocol):
+    """A set of images round a centre."""
+
+    def project(self, x: Images, center: Images, draw: Draw) -> Images:
+        """The point of the ball round `center` that stands for `x`."""
+        ...
+
+    def steepest(self, grad: Images) -> Images:
+        """The direction of size 1 along which a function with this gradient rises fastest."""
+        ...
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        """A random point of the ball."""
+        ...
+
+
+@dataclass(frozen=True)
+class Linf:
+    """No pixel moves by more than eps, in units of [0, 1].
+
+    >>> x = torch.full((1, 1, 1, 3), 0.5)
+    >>> Linf(0.25).project(torch.tensor([[[[0.0, 0.6, 1.0]]]]), x).tolist()[0][0][0]
+    [0.25, 0.6000000238418579, 0.75]
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, 0, 1, hint="eps is in pixel units of [0, 1], e.g. 8/255")
+
+    def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
+        delta = (x - center).clamp(-self.eps, self.eps)
+        return (center + delta).clamp(0, 1)
+
+    def steepest(self, grad: Images) -> Images:
+        return grad.sign()
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        return self.project(center + self.eps * (2 * draw.uniform(center) - 1), center)
+
+
+@dataclass(frozen=True)
+class L2:
+    """The Euclidean length of the whole image's change is at most eps.
+
+    >>> moved = L2(1.0).project(torch.tensor([[[[3.0, 4.0]]]]), torch.zeros(1, 1, 1, 2))
+    >>> [round(v, 6) for v in moved.flatten().tolist()]
+    [0.6, 0.8]
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, 0)
+
+    def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
+        delta = x - center
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        shrink = torch.where(length > self.eps, self.eps / length, torch.ones_like(length))
+        return (center + delta * per_image(shrink)).clamp(0, 1)
+
+    def steepest(self, grad: Images) -> Images:
+        largest = grad.flatten(1).abs().amax(dim=1)
+        grad = grad / per_image(torch.where(largest > 0, largest, torch.ones_like(largest)))
+        length = torch.linalg.vector_norm(grad.flatten(1), dim=1)  # numbers of size 1: no underflow
+        return grad / per_image(torch.where(length > 0, length, torch.ones_like(length)))
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        way = self.steepest(draw.normal(center))
+        dimensions = center[0].numel() if len(center) else 1
+        radius = self.eps * draw.uniform_each(center.flatten(1)[:, 0]) ** (1 / dimensions)
+        return self.project(center + per_image(radius) * way, center)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A random face of the ball: only a fresh share `keep_fraction` of the pixels may differ (eqs. 2-3).
+
+    With `rescale` the surviving changes are divided by `keep_fraction` after the projection, as
+    `torch.nn.functional.dropout` does: then a pixel may move by eps / keep_fraction.
+    """
+
+    ball: Ball
+    keep_fraction: float
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(
+            "keep_fraction",
+            self.keep_fraction,
+            1e-6,
+            1,
+            hint="it is the share of pixels kept (p of eq. 2), not the share dropped",
+        )
+
+    def project(self, x: Images, center: Images, draw: Draw) -> Images:
+        mask = draw.uniform(center) < self.keep_fraction  # eq. 2
+        delta = self.ball.project(x, center, draw) - center
+        factor = 1 / self.keep_fraction if self.rescale else 1.0
+        return (center + torch.where(mask, factor * delta, 0.0)).clamp(0, 1)  # eq. 3
+
+    def steepest(self, grad: Images) -> Images:
+        return self.ball.steepest(grad)
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        return self.ball.sample(center, draw)
+
+
+BALLS: Mapping[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2}
+
+
+def ball(norm: str, eps: float) -> Ball:
+    """The ball of that norm and radius.
+
+    >>> ball("l2", 0.5)
+    L2(eps=0.5)
+    """
+    return lookup(BALLS, norm, "norm")(eps)

@@ -1,0 +1,171 @@
+"""Training: one loop on Lightning Fabric, resumable after every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import polars as pl
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from poise import models, store
+from poise.checks import InputError, check_count, check_number
+from poise.data import ImageSet
+from poise.defenses import Defense
+
+Progress: TypeAlias = Callable[[str, int, int, float], object]  # (what, step, of steps, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Everything that a trained model depends on; defaults are the paper's (section 4.1).
+
+    SGD with Nesterov momentum, the learning rate falling to 0 along a cosine over all steps.
+    """
+
+    data: str
+    model: str
+    defense: str  # the name it goes by
+    seed: int = 0
+    epochs: int = 5
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed)
+        check_count("epochs", self.epochs, 1)
+        check_count("batch_size", self.batch_size, 1)
+        check_number("lr", self.lr, 1e-12)
+        check_number("momentum", self.momentum, 1e-12, 1)
+        check_number("weight_decay", self.weight_decay, 0)
+
+
+def train(
+    job: TrainJob,
+    data: ImageSet,
+    defense: Defense,
+    out: str | Path,
+    *,
+    fabric: Fabric | None = None,
+    progress: Progress = lambda what, step, steps, loss: None,
+) -> nn.Module:
+    """Train the job's model on the data, and leave it in the run folder `out`.
+
+    The same call again resumes after the last whole epoch, with the same bits as a run that was
+    never stopped (on the CPU), or gives back the finished model. Model selection has no part here: the last
+    epoch's weights count.
+
+    Raises:
+        InputError: `out` holds another run, or the loss became NaN.
+    """
+    folder = store.open_run(Path(out), describe(job, data, defense))
+    if (folder / "model.safetensors").exists():
+        return load(folder)
+    fabric = fabric or Fabric(accelerator="auto", devices=1)
+    fabric.launch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        net = models.load(job.model, classes=len(data.classes), shape=data.shape).train()
+    sgd = torch.optim.SGD(
+        net.parameters(), job.lr, job.momentum, weight_decay=job.weight_decay, nesterov=True
+    )
+    model, optimizer = fabric.setup(net, sgd)
+    data = data.batched(job.batch_size)
+    per_epoch = -(-len(data) // job.batch_size)
+    steps = job.epochs * per_epoch
+    checkpoint, history = folder / "checkpoint.safetensors", folder / "metrics.parquet"
+    done = _restore(checkpoint, net, optimizer) if checkpoint.exists() else 0
+    rows = pl.read_parquet(history).head(done).to_dicts() if done else []
+    for epoch in range(done, job.epochs):
+        began, losses = time.perf_counter(), []
+        for batch, (x, y) in enumerate(data.shuffled(job.seed, epoch)):
+            step = epoch * per_epoch + batch
+            for group in optimizer.param_groups:
+                group["lr"] = job.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+            generator = torch.Generator().manual_seed(job.seed * 1_000_000_007 + step)
+            x, y = fabric.to_device((x, y))
+            loss = defense(model, x, y, generator)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            losses.append(loss.detach())
+            progress(f"epoch {epoch + 1}/{job.epochs}", step + 1, steps, float(losses[-1]))
+        mean = float(torch.stack(losses).mean())
+        if not math.isfinite(mean):
+            raise InputError(
+                f"the loss became {mean} in epoch {epoch + 1}: the last good checkpoint is in "
+                f"{str(folder)!r}; try a lower learning rate than {job.lr:g}"
+            )
+        seconds = time.perf_counter() - began
+        rows.append({"epoch": epoch + 1, "loss": mean, "seconds": seconds})
+        store.write_frame(history, pl.DataFrame(rows))
+        _save(checkpoint, net, optimizer, epoch + 1)
+    store.note(folder, seconds=sum(row["seconds"] for row in rows))
+    store.write_tensors(folder / "model.safetensors", net.state_dict())
+    checkpoint.unlink(missing_ok=True)
+    return net.eval()
+
+
+def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
+    """The configuration that names the run: the job, and what exactly the names stood for."""
+    return {
+        "kind": "train",
+        **asdict(job),
+        "defense_value": repr(defense),
+        "images": len(data),
+        "fingerprint": data.fingerprint(),
+        "classes": list(data.classes),
+        "shape": list(data.shape),
+    }
+
+
+def load(run: str | Path) -> nn.Module:
+    """The trained model of a run folder, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: no such run, or one that has not finished.
+    """
+    folder = Path(run)
+    job = store.read_job(folder)["job"]
+    if job.get("kind") != "train":
+        raise InputError(f"{str(folder)!r} is no training run: its kind is {job.get('kind')!r}")
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise InputError(
+            f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
+        )
+    channels, height, width = job["shape"]
+    return models.load(
+        job["model"],
+        classes=len(job["classes"]),
+        shape=(channels, height, width),
+        weights=weights,
+    )
+
+
+def _save(file: Path, net: nn.Module, optimizer: Any, epoch: int) -> None:
+    tensors = {f"model.{name}": value for name, value in net.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors[f"momentum.{index}"] = state["momentum_buffer"]
+    store.write_tensors(file, tensors, {"epoch": str(epoch)})
+
+
+def _restore(file: Path, net: nn.Module, optimizer: Any) -> int:
+    tensors, facts = store.read_tensors(file)
+    net.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    state = optimizer.state_dict()
+    state["state"] = {
+        int(name[9:]): {"momentum_buffer": value}
+        for name, value in tensors.items()
+        if name.startswith("momentum.")
+    }
+    optimizer.load_state_dict(state)
+    return int(facts["epoch"])
