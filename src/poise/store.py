@@ -8,8 +8,8 @@ import os
 import platform
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def circumstances() -> dict[str, Any]:
         "commit": _commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "started": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import polars as pl
 import torch
@@ -18,8 +17,7 @@ from poise import models, store
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
 from poise.defenses import Defense
-
-Progress: TypeAlias = Callable[[str, int, int, float], object]  # (what, step, of steps, loss)
+from poise.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ def train(
     out: str | Path,
     *,
     fabric: Fabric | None = None,
-    progress: Progress = lambda what, step, steps, loss: None,
+    progress: Progress = silent,
 ) -> nn.Module:
     """Train the job's model on the data, and leave it in the run folder `out`.
 
@@ -86,6 +84,7 @@ def train(
     rows = pl.read_parquet(history).head(done).to_dicts() if done else []
     for epoch in range(done, job.epochs):
         began, losses = time.perf_counter(), []
+        where = f"epoch {epoch + 1}/{job.epochs}" + (f", loss {rows[-1]['loss']:.3f}" if rows else "")
         for batch, (x, y) in enumerate(data.shuffled(job.seed, epoch)):
             step = epoch * per_epoch + batch
             for group in optimizer.param_groups:
@@ -97,7 +96,7 @@ def train(
             fabric.backward(loss)
             optimizer.step()
             losses.append(loss.detach())
-            progress(f"epoch {epoch + 1}/{job.epochs}", step + 1, steps, float(losses[-1]))
+            progress(f"train {job.defense}", step + 1, steps, where)
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
             raise InputError(

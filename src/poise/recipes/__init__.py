@@ -1,1 +1,1 @@
-"""Recipes."""
+"""Recipes: whole jobs made of the parts: an audit, the demo."""

@@ -1,0 +1,51 @@
+"""Progress: how long jobs say how far they are, without knowing who listens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called as a task goes on."""
+
+    def __call__(self, task: str, done: int, of: int, note: str = "") -> object:
+        """`done` steps `of` so many of the task of that name; a few words beside."""
+        ...
+
+
+def silent(task: str, done: int, of: int, note: str = "") -> None:
+    """Say nothing."""
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Progress bars on the terminal, one a task, with the time left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns) as progress:
+
+        def update(task: str, done: int, of: int, note: str = "") -> None:
+            if task not in tasks:
+                tasks[task] = progress.add_task(task, total=of, note=note)
+            progress.update(tasks[task], completed=done, total=of, note=note)
+
+        yield update

@@ -1,0 +1,45 @@
+"""What there is to choose from."""
+
+import inspect
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from poise.attacks import ATTACKS
+from poise.data import DATASETS
+from poise.defenses import DEFENSES
+from poise.metrics import METRICS
+from poise.models import MODELS
+
+TABLES = {
+    "attacks": ATTACKS,
+    "defenses": DEFENSES,
+    "models": MODELS,
+    "data sets": DATASETS,
+    "metrics": METRICS,
+}
+
+
+def catalogue() -> Iterator[tuple[str, str, str]]:
+    """(kind, name, what it is and its source), from the first line of each docstring."""
+    for kind, table in TABLES.items():
+        for name, entry in table.items():
+            yield kind, name, first_line(entry)
+
+
+def first_line(entry: Callable[..., object]) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(entry) or "").partition("\n")[0]
+
+
+def print_catalogue() -> None:
+    """Print the catalogue, a table a kind."""
+    console = Console()
+    for kind in TABLES:
+        table = Table("name", "what it is", title=kind, title_justify="left", box=None)
+        for of, name, text in catalogue():
+            if of == kind:
+                table.add_row(name, text)
+        console.print(table)
+        console.print()

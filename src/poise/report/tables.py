@@ -1,0 +1,98 @@
+"""The summary table, as a frame, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from poise import metrics
+from poise.report.runs import Attacked, Audit
+
+COLUMNS = {  # of the printed table: its heading and how a number is written
+    "confidence": ("confidence", "{:.3f}"),
+    "ece": ("ECE", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
+    "referred": ("referred", "{:.3f}"),
+    "label_kept": ("label kept", "{:.3f}"),
+    "delta_w": ("ΔW", "{:.4f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "seconds": ("seconds", "{:.1f}"),
+}
+HEADING = ["model", "attack", *(heading for heading, _ in COLUMNS.values())]
+
+
+def summary(audits: Sequence[Audit], *, threshold: float = 0.5) -> pl.DataFrame:
+    """One row a model and attack, before and after.
+
+    `referred` is the share of right answers whose confidence is under the threshold: each would be
+    sent to a person for nothing. NaN where no answer is right.
+    """
+    rows = [
+        row(audit.title, attacked, threshold=threshold) for audit in audits for attacked in audit.attacked
+    ]
+    return pl.DataFrame(rows)
+
+
+def row(title: str, attacked: Attacked, *, threshold: float) -> dict[str, str | int | float]:
+    """One row of `summary`."""
+    r = attacked.records
+    right = r.correct
+    values: dict[str, str | int | float] = {"model": title, "attack": attacked.name, "images": len(r)}
+    for suffix, probs in (("", r.clean), ("_attacked", r.attacked)):
+        unsure = probs.max(dim=1).values < threshold
+        values |= {
+            f"confidence{suffix}": metrics.confidence(probs),
+            f"ece{suffix}": metrics.ece(probs, r.y),
+            f"accuracy{suffix}": metrics.accuracy(probs, r.y),
+            f"referred{suffix}": float(unsure[right].double().mean()),
+        }
+    return values | {
+        "label_kept": metrics.label_kept(r.clean, r.attacked),
+        "delta_w": float(r.wasserstein.double().mean()),
+        "ssim": float(r.ssim.double().mean()),
+        "seconds": attacked.seconds,
+    }
+
+
+def cells(frame: pl.DataFrame) -> list[list[str]]:
+    """The table as text under HEADING: for each model a line without attack, then a line an attack.
+
+    The number of images stands in brackets.
+    """
+    lines: list[list[str]] = []
+    for model, part in frame.group_by("model", maintain_order=True):
+        rows = part.to_dicts()
+        clean = {name: rows[0].get(name) if f"{name}_attacked" in rows[0] else None for name in COLUMNS}
+        lines.append([f"{model[0]} ({rows[0]['images']})", "none", *_numbers(clean)])
+        for line in rows:
+            attacked = {name: line.get(f"{name}_attacked", line.get(name)) for name in COLUMNS}
+            lines.append(["", line["attack"], *_numbers(attacked)])
+    return lines
+
+
+def _numbers(values: Mapping[str, float | None]) -> list[str]:
+    return [
+        "" if (value := values[name]) is None else form.format(value) for name, (_, form) in COLUMNS.items()
+    ]
+
+
+def markdown(frame: pl.DataFrame) -> str:
+    """The table in Markdown."""
+    rule = ["---" if i < 2 else "---:" for i in range(len(HEADING))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (HEADING, rule, *cells(frame)))
+
+
+def latex(frame: pl.DataFrame) -> str:
+    """The table in LaTeX, for the booktabs package."""
+    symbols = {"Δ": r"$\Delta$", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}
+
+    def line(texts: Sequence[str]) -> str:
+        escaped = ("".join(symbols.get(letter, letter) for letter in text) for text in texts)
+        return " & ".join(escaped) + r" \\" + "\n"
+
+    return (
+        f"\\begin{{tabular}}{{ll{'r' * len(COLUMNS)}}}\n\\toprule\n{line(HEADING)}\\midrule\n"
+        + "".join(line(texts) for texts in cells(frame))
+        + "\\bottomrule\n\\end{tabular}\n"
+    )

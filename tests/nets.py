@@ -1,0 +1,80 @@
+"""Small nets and images for the tests: made from a seed, in any dtype, nothing to download."""
+
+import torch
+from torch import nn
+
+SHAPE = (3, 8, 8)
+
+
+def images(n, seed=0, *, shape=SHAPE, dtype=torch.float32):
+    """n different images; about one pixel in six sits on the edge of the box, at exactly 0 or 1."""
+    numbers = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (1.2 * numbers - 0.1).clamp(0, 1).to(dtype)
+
+
+def conv_net(seed=0, *, classes=5, scale=10.0, shape=SHAPE, dtype=torch.float32):
+    """A random net in evaluation mode, with BatchNorm and Dropout; `scale` sharpens its logits."""
+    channels, height, width = shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8, momentum=1.0),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * height * width, classes),
+        )
+        net(images(64, seed, shape=shape))  # gives the BatchNorm its statistics
+    net.eval()
+    with torch.no_grad():
+        net[-1].weight.mul_(scale)
+        net[-1].bias.sub_(net(images(64, seed, shape=shape)).mean(dim=0))  # every class has its images
+    return net.to(dtype)
+
+
+class Linear(nn.Module):
+    """Two classes whose logits differ by weight · x + bias: what an attack can reach is known."""
+
+    def __init__(self, weight, bias=0.0):
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, x):
+        lead = (x * self.weight).flatten(1).sum(dim=1) + self.bias
+        return torch.stack([lead / 2, -lead / 2], dim=1)
+
+
+class Counting(nn.Module):
+    """A net that counts the forward and backward passes through it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x):
+        self.forwards += 1
+        logits = self.net(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, grad):
+        self.backwards += 1
+
+
+def confidence(net, x, y):
+    """p_y of every image, by a forward of its own."""
+    with torch.no_grad():
+        return net(x).softmax(dim=1)[torch.arange(len(x)), y]
+
+
+def predictions(net, x):
+    """The predicted class of every image."""
+    with torch.no_grad():
+        return net(x).argmax(dim=1)
