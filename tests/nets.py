@@ -1,5 +1,7 @@
 """Small nets and images for the tests: made from a seed, in any dtype, nothing to download."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -12,8 +14,12 @@ def images(n, seed=0, *, shape=SHAPE, dtype=torch.float32):
     return (1.2 * numbers - 0.1).clamp(0, 1).to(dtype)
 
 
+@cache
 def conv_net(seed=0, *, classes=5, scale=10.0, shape=SHAPE, dtype=torch.float32):
-    """A random net in evaluation mode, with BatchNorm and Dropout; `scale` sharpens its logits."""
+    """A random net in evaluation mode, with BatchNorm and Dropout; `scale` sharpens its logits.
+
+    Made once and shared: copy it before changing it.
+    """
     channels, height, width = shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

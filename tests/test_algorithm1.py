@@ -5,8 +5,8 @@ from functools import cache
 
 import pytest
 import torch
-from nets import Counting, confidence, conv_net, images, predictions
 
+from nets import Counting, confidence, conv_net, images, predictions
 from poise.attacks import adaptive, confsmooth, dropout, fgsm, pgd
 
 STEPS = 10
@@ -122,7 +122,7 @@ def test_the_comparison_sees_images_of_one_batch_take_different_branches(name):
     """Else a step size shared by the batch would pass."""
     model, x, _ = task(*NETS[1])
     runs = [
-        algorithm1(model, image[None], None, LOSSES[name], eps=0.1, step=0.04, steps=STEPS)[1]
+        algorithm1(model, image[None], None, LOSSES[name], eps=0.03, step=5 / 255, steps=STEPS)[1]
         for image in x
     ]
     assert len({run["stepped back"] for run in runs}) > 1
@@ -171,7 +171,8 @@ def test_best_is_no_more_confident_than_last_nor_than_x(name, net, size, margin)
 def test_best_is_sometimes_better_than_last(name):
     model, x, _ = task(1, 30.0)
     y = predictions(model, x)
-    last, best = (ATTACKS[name](eps=0.3, step=0.1, keep=keep, margin=0)(model, x) for keep in ("last", "best"))
+    options = {"eps": 0.03, "steps": STEPS, "margin": 0}
+    last, best = (ATTACKS[name](**options, keep=keep)(model, x) for keep in ("last", "best"))
     assert (confidence(model, best, y) < confidence(model, last, y) - 1e-3).any()
 
 
@@ -182,7 +183,7 @@ def test_more_steps_are_never_worse_with_the_best_kept(factory, net):
     y = predictions(model, x)
     reached = torch.stack(
         [
-            confidence(model, factory(eps=0.03, steps=steps, keep="best")(model, x), y)
+            confidence(model, factory(eps=0.01, step=0.004, steps=steps, keep="best")(model, x), y)
             for steps in (0, 1, 2, 4, 8, 16)
         ]
     )

@@ -6,7 +6,7 @@ import calibration
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 from skimage.metrics import structural_similarity
@@ -49,7 +49,6 @@ cases = st.fixed_dictionaries(
 # ECE against its rivals
 
 
-@settings(max_examples=40, deadline=None)
 @given(case=cases)
 def test_ece_is_that_of_torchmetrics_away_from_bin_edges(case):
     probs, y = draw(**case)
@@ -61,7 +60,6 @@ def test_ece_is_that_of_torchmetrics_away_from_bin_edges(case):
         assert ece(probs, y) == pytest.approx(rival.item(), abs=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
 @given(case=cases)
 def test_ece_is_that_of_uncertainty_calibration(case):
     probs, y = draw(**case)
@@ -89,7 +87,7 @@ def test_field_notes_example_tells_the_two_binning_sides_apart():
     y = torch.tensor([0] * 90 + [1] * 10 + [0] * 20 + [1] * 80)
     other_side = multiclass_calibration_error(probs, y, num_classes=2, n_bins=10)
     assert ece(probs, y, bins=10) == pytest.approx(0.375, abs=1e-7)  # (0.4 + 0.35) / 2
-    assert other_side.item() == pytest.approx(0.025, abs=1e-6)  # |0.55 - 0.525|
+    assert other_side.item() == pytest.approx(0.025, abs=1e-5)  # |0.55 - 0.525|, summed in float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -119,7 +117,6 @@ def test_the_smallest_confidences_are_not_lost():
     assert ece(uniform, torch.zeros(4, dtype=torch.int64)) == pytest.approx(1 - 1e-5)
 
 
-@settings(max_examples=25, deadline=None)
 @given(case=cases, bins=st.integers(1, 30))
 def test_reliability_is_what_a_plain_loop_finds(case, bins):
     probs, y = draw(**case)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-T = TypeVar("T")
 
 TOLERANCE = 1e-6  # what a round trip through a normalisation may leave outside [0, 1]
 
@@ -38,21 +35,6 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
-    """The entry of that name; hyphens and underscores are alike.
-
-    Raises:
-        InputError: an unknown name, with the nearest known ones.
-    """
-    plain = {key.replace("-", "_"): key for key in table}
-    key = plain.get(name.replace("-", "_").lower())
-    if key is not None:
-        return table[key]
-    near = difflib.get_close_matches(name.lower(), list(table), n=2, cutoff=0.4)
-    guess = f"did you mean {' or '.join(near)}?" if near else "there is nothing like it"
-    raise InputError(f"unknown {kind} {name!r}: {guess} (known: {', '.join(sorted(table))})")
 
 
 def check_images(x: Tensor) -> None:

@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from poise.checks import InputError
+from poise.naming import known_name
 from poise.progress import bars
 
 
@@ -126,7 +127,8 @@ def evaluate(
     from poise.recipes.audit import audit
 
     options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
-    chosen = {name: known.build(name, **options) for name in attacks}
+    names = [known_name(known.ATTACKS, name, "attack") for name in attacks]
+    chosen = {name: known.build(name, **options) for name in names}
     source = sets.load(data, split=split, images=images, seed=seed, batch_size=batch_size, root=root)
     with bars() as progress:
         run = audit(model, source, chosen, out, weights=weights, seed=seed, progress=progress)

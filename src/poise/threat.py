@@ -8,8 +8,9 @@ from typing import Protocol
 
 import torch
 
-from poise.checks import check_number, lookup
+from poise.checks import check_number
 from poise.draws import Draw
+from poise.naming import lookup
 from poise.shapes import Images, per_image
 
 

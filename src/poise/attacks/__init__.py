@@ -1,16 +1,15 @@
 """Attacks: frozen values, `attack(model, x) -> x_adv`. A new one is a file and a line here."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from poise import naming
 from poise.attacks.adaptive import adaptive
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.descent import Attack, Descent
 from poise.attacks.dropout import dropout
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
-from poise.checks import lookup
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": fgsm,
@@ -27,9 +26,7 @@ def build(name: str, **options: Any) -> Attack:
     >>> build("fgsm", eps=0.1, steps=20) == fgsm(eps=0.1)
     True
     """
-    factory = lookup(ATTACKS, name, "attack")
-    takes = inspect.signature(factory).parameters
-    return factory(**{k: v for k, v in options.items() if k in takes and v is not None})
+    return naming.build(ATTACKS, name, "attack", options)
 
 
 __all__ = ["ATTACKS", "Attack", "Descent", "adaptive", "build", "confsmooth", "dropout", "fgsm", "pgd"]

@@ -16,7 +16,7 @@ def adaptive(
     keep: Keep = "best",
     norm: str = "linf",
 ) -> Descent:
-    """Close the gap of the top two probabilities without crossing it (eqs. 1, 4-6).
+    """Close the gap of the top two probabilities without crossing it (the paper's eqs. 1, 4-6).
 
     keep="last" is Algorithm 1 as printed, with margin 0; keep="best" costs no more, is never
     worse, and keeps a margin of 1e-4 so that the label survives another batch size.

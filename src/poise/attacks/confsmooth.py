@@ -17,7 +17,7 @@ def confsmooth(
     keep: Keep = "best",
     norm: str = "linf",
 ) -> Descent:
-    """Spread the confidence over all classes without losing the label (eqs. 4-7)."""
+    """Spread the confidence over all classes without losing the label (the paper's eqs. 4-7)."""
     return Descent(
         objective=SmoothedCrossEntropy(smoothing),  # eq. 7
         rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6

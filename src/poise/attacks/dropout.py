@@ -16,7 +16,7 @@ def dropout(
     keep: Keep = "last",
     norm: str = "linf",
 ) -> Descent:
-    """Close the gap of the top two probabilities, a share of the change dropped each step (eqs. 1-3).
+    """Close the gap of the top two, dropping changes at random (Obadinma et al. 2024; eqs. 1-3).
 
     Nothing stops it at the decision boundary: with keep="last" the label may change. The paper's
     'dropout factor of 95 %' is read as eq. 2 defines p, the share kept. With `rescale` the kept

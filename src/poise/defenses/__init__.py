@@ -1,10 +1,9 @@
 """Defenses: frozen values, `defense(model, x, y, generator) -> loss`. A new one is a file and a line."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from poise.checks import lookup
+from poise import naming
 from poise.defenses.adversarial import (
     AdversarialTraining,
     Defense,
@@ -28,9 +27,7 @@ def build(name: str, **options: Any) -> Defense:
     >>> build("vanilla", eps=0.1)
     Vanilla()
     """
-    factory = lookup(DEFENSES, name, "defense")
-    takes = inspect.signature(factory).parameters
-    return factory(**{k: v for k, v in options.items() if k in takes and v is not None})
+    return naming.build(DEFENSES, name, "defense", options)
 
 
 __all__ = [

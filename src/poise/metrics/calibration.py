@@ -44,10 +44,10 @@ def reliability(probs: Probabilities, y: Labels, *, bins: int = 15) -> Reliabili
 
 
 def ece(probs: Probabilities, y: Labels, *, bins: int = 15) -> float:
-    """Σ_b (n_b / n)·|accuracy_b − confidence_b|, the top-label expected calibration error; NaN for no rows.
+    """Σ_b (n_b / n)·|accuracy_b − confidence_b|, expected calibration error (Guo et al. 2017).
 
-    Equal-width bins (lower, upper], L1. Source: Kumar et al. 2019 and Guo et al. 2017; the paper's
-    section 4.3 names no number of bins.
+    Top label, L1, equal-width bins (lower, upper]; NaN for no rows. The paper cites Kumar et al.
+    2019 for it and names no number of bins.
 
     >>> ece(torch.tensor([[0.75, 0.25], [0.75, 0.25]]), torch.tensor([0, 1]))
     0.25
@@ -72,7 +72,7 @@ def brier(probs: Probabilities, y: Labels) -> float:
 
 
 def nll(probs: Probabilities, y: Labels) -> float:
-    """Mean −log p_y in nats; infinite where a true label has probability 0; NaN for no rows.
+    """Mean −log p_y in nats, the negative log-likelihood; infinite where p_y is 0; NaN for no rows.
 
     >>> nll(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
     0.0

@@ -18,9 +18,9 @@ def accuracy(probs: Probabilities, y: Labels) -> float:
 
 
 def confidence(probs: Probabilities, y: Labels | None = None) -> float:
-    """The mean maximum softmax probability (MSP); NaN for no rows. Labels play no part.
+    """The mean maximum softmax probability, MSP (Hendrycks & Gimpel 2017; section 4.3).
 
-    Source: Hendrycks & Gimpel 2017; section 4.3 of the paper.
+    NaN for no rows. Labels play no part.
 
     >>> import torch
     >>> confidence(torch.tensor([[0.75, 0.25], [0.5, 0.5]]))

@@ -18,7 +18,7 @@ def delta_w(x_adv: Images, x: Images) -> PerSample:
 
 
 def linf(x_adv: Images, x: Images) -> PerSample:
-    """Max |δ|.
+    """Max |δ|, in pixel units of [0, 1].
 
     >>> linf(torch.tensor([[[[0.5, 0.0]]]]), torch.tensor([[[[0.0, 0.25]]]])).tolist()
     [0.5]
@@ -27,7 +27,7 @@ def linf(x_adv: Images, x: Images) -> PerSample:
 
 
 def l2(x_adv: Images, x: Images) -> PerSample:
-    """√Σ δ².
+    """√Σ δ², in pixel units of [0, 1].
 
     >>> l2(torch.tensor([[[[0.75, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]])).tolist()
     [1.25]

@@ -6,9 +6,10 @@ from pickle import UnpicklingError
 
 from torch import nn
 
-from poise.checks import InputError, lookup
+from poise.checks import InputError
 from poise.models.lenet import lenet
 from poise.models.normalize import Normalize
+from poise.naming import lookup
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a model
     "lenet": lenet,

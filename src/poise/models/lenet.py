@@ -6,7 +6,7 @@ from poise.checks import InputError, check_count
 
 
 def lenet(*, classes: int = 10, shape: tuple[int, int, int] = (1, 28, 28)) -> nn.Sequential:
-    """Two convolutions and three linear layers, 61,706 parameters on 28×28 grey images.
+    """LeNet-5: two convolutions, three linear layers, 61,706 parameters at 28×28 (LeCun et al. 1998).
 
     Images under 12 pixels (8×8 digits) have the second convolution padded too.
 

@@ -14,7 +14,7 @@ ATTACKS = ("pgd", "dropout", "adaptive", "confsmooth")
 DEFENSES = ("vanilla", "uat-smooth")
 
 
-def demo(out: str | Path = "demo", *, progress: Progress = silent) -> list[Path]:
+def demo(out: str | Path = "demo", *, epochs: int = 60, progress: Progress = silent) -> list[Path]:
     """Train LeNet on digits twice, plainly and by UAT-Smooth, attack both; the two audits' folders.
 
     Half the paper's learning rate: at 0.1 UAT-Smooth on these small images can collapse to a
@@ -24,7 +24,7 @@ def demo(out: str | Path = "demo", *, progress: Progress = silent) -> list[Path]
     digits = {split: data.digits(split) for split in ("train", "test")}
     for name in DEFENSES:
         defense = defenses.build(name, eps=EPS)
-        job = TrainJob(data="digits", model="lenet", defense=name, epochs=60, lr=0.05)
+        job = TrainJob(data="digits", model="lenet", defense=name, epochs=epochs, lr=0.05)
         trained = out / f"train-{name}"
         train(job, digits["train"], defense, trained, progress=progress)
         chosen = {attack: attacks.build(attack, eps=EPS) for attack in ATTACKS}

@@ -58,15 +58,15 @@ class ConfidenceHistogram:
         for ax, stage in zip(axes, STAGES, strict=True):
             for answer, color in (("correct", RIGHT), ("incorrect", WRONG)):
                 part = self.frame().filter(stage=stage, answer=answer)
-                total = max(1, part["count"].sum())
+                count = part["count"].to_numpy()
                 ax.bar(
-                    part["lower"],
-                    part["count"] / total,
+                    part["lower"].to_numpy(),
+                    count / max(1, count.sum()),
                     width=1 / self.bins,
                     align="edge",
                     color=color,
                     alpha=0.6,
-                    label=f"{answer} ({part['count'].sum()})",
+                    label=f"{answer} ({count.sum()})",
                 )
             ax.set(title=stage if stage == "before" else f"after {self.attack}", xlim=(0, 1))
             ax.set_xlabel("confidence (MSP)")
@@ -100,9 +100,12 @@ class ReliabilityDiagram:
         for ax, stage in zip(axes, STAGES, strict=True):
             part = self.frame().filter((pl.col("stage") == stage) & (pl.col("count") > 0))
             ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
-            share = part["count"] / part["count"].sum()
-            ax.vlines(part["confidence"], part["confidence"], part["accuracy"], WRONG, linewidth=1)
-            ax.scatter(part["confidence"], part["accuracy"], s=15 + 400 * share, c=RIGHT, alpha=0.8)
+            count, confidence, accuracy = (
+                part[name].to_numpy() for name in ("count", "confidence", "accuracy")
+            )
+            area = 15 + 400 * count / count.sum()
+            ax.vlines(confidence, confidence, accuracy, WRONG, linewidth=1)
+            ax.scatter(confidence, accuracy, s=area, c=RIGHT, alpha=0.8, clip_on=False)
             ax.set(title=stage if stage == "before" else f"after {self.attack}")
             ax.set(xlabel="confidence", xlim=(0, 1), ylim=(-0.03, 1.03), aspect="equal")
             _bare(ax)
@@ -146,7 +149,7 @@ class Heatmaps:
         axes[0].set_title(f"image\n{confidence:.2f}")
         limit = max(1e-12, max(float(delta.abs().max()) for delta in deltas.values()))
         for ax, attacked in zip(axes[1:], self.audit.attacked, strict=True):
-            shown = ax.imshow(deltas[attacked.name], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            shown = ax.imshow(deltas[attacked.name].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             probs = attacked.records.attacked[self.index]
             lost = int(probs.argmax()) != int(records.clean[self.index].argmax())
             ax.set_title(f"{attacked.name}\n{float(probs.max()):.2f}{' label lost' if lost else ''}")
@@ -163,7 +166,7 @@ class Heatmaps:
 def _picture(ax: Axes, image: Images) -> None:
     grey = image.shape[0] == 1
     pixels = image[0] if grey else image.permute(1, 2, 0)
-    ax.imshow(pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
+    ax.imshow(pixels.numpy(), cmap="gray" if grey else None, vmin=0, vmax=1)
     ax.set_axis_off()
 
 

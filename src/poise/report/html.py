@@ -65,6 +65,12 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
 def finding(audit: Audit, *, threshold: float) -> str:
     """What the strongest attack did, in a sentence or two."""
     attacked = audit.strongest
+    answers = set(attacked.records.clean.argmax(dim=1).tolist())
+    if len(answers) == 1 < len(attacked.records):
+        return (
+            "The model gives every clean image the same class: it has collapsed, or the data holds one "
+            "class alone. What follows says nothing about robustness."
+        )
     row = tables.row(audit.title, attacked, threshold=threshold)
     kept = int(attacked.records.kept.sum())
     return (

@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all their set-up themselves: a virtual environment, pinned versions.
+PYTHON ?= python3
+BIN := .venv/bin
+# two workers of one thread each are faster on two cores than one worker of two threads
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test check format lint types layers clean
+
+demo: .venv/installed
+	$(BIN)/poise demo
+
+test: .venv/installed
+	$(PYTEST)
+
+check: format lint types layers test
+
+format: .venv/installed
+	$(BIN)/ruff format --check .
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+layers: .venv/installed
+	$(BIN)/lint-imports --no-cache
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("poise needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv demo report

@@ -1,0 +1,449 @@
+"""What every attack in the table owes its caller. A new attack is subjected to all of it.
+
+An attack gets a case for every norm and every `keep` that it takes.
+"""
+
+import copy
+import dataclasses
+import inspect
+import math
+import random
+import sys
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from nets import conv_net, images, predictions
+from torch import nn
+
+from poise import InputError
+from poise.attacks import ATTACKS, build
+from poise.rules import StepBack
+from poise.threat import BALLS
+
+ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+EPS = {"linf": 0.06, "l2": 0.6, "l1": 4.0}
+STEPS = 5
+RANDOM = {"dropout", "pgd-random_start"}  # cases that draw, by the start of their names
+
+
+def takes(name):
+    return inspect.signature(ATTACKS[name]).parameters
+
+
+class Case(NamedTuple):
+    """An attack by name with the options that make it a case of its own."""
+
+    name: str
+    options: dict
+
+    def __str__(self):
+        return "-".join([self.name, *(k if v is True else str(v) for k, v in self.options.items())])
+
+    @property
+    def norm(self):
+        return self.options.get("norm", "linf")
+
+    @property
+    def eps(self):
+        return EPS[self.norm]
+
+    @property
+    def draws(self):
+        return str(self).startswith(tuple(RANDOM))
+
+    def attack(self, **changes):
+        options = {"eps": self.eps, "step": self.eps / 3, "steps": STEPS}
+        return build(self.name, **options | self.options | changes)
+
+
+def cases():
+    for name in ATTACKS:
+        for norm in BALLS if "norm" in takes(name) else (None,):
+            for keep in ("last", "best") if "keep" in takes(name) else (None,):
+                options = {"norm": norm, "keep": keep}
+                yield Case(name, {k: v for k, v in options.items() if v is not None})
+        if "random_start" in takes(name):
+            yield Case(name, {"random_start": True})
+
+
+CASES = list(cases())
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+def length(delta, norm):
+    return torch.linalg.vector_norm(delta.double().flatten(1), ord=ORDER[norm], dim=1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# What an attack does
+
+
+@every_case
+@pytest.mark.parametrize("seed", range(3))
+def test_attacked_images_lie_in_the_ball_and_in_the_box(case, seed):
+    x = images(6, seed + 10)
+    x_adv = case.attack()(conv_net(seed), x)
+    assert ((x_adv >= 0) & (x_adv <= 1)).all()
+    if "eps" in takes(case.name):
+        # Half an ulp of 1 a pixel is what float32 may add.
+        rounding = float(length(torch.full((1, *x.shape[1:]), 2.0**-24), case.norm))
+        assert (length(x_adv - x, case.norm) <= case.eps * (1 + 1e-6) + rounding).all()
+
+
+@every_case
+@pytest.mark.parametrize("seed", range(2))
+def test_attacked_images_have_moved(case, seed):
+    x = images(6, seed + 10)
+    moved = case.attack(step=case.eps / 200)(conv_net(seed), x) - x  # too short to lose the label
+    assert (length(moved, case.norm) > 0).all()
+
+
+STEP_BACK = [case for case in CASES if isinstance(getattr(case.attack(), "rule", None), StepBack)]
+
+
+@pytest.mark.parametrize("case", [case for case in STEP_BACK if case.options["keep"] == "best"], ids=str)
+@pytest.mark.parametrize("scale", [2.0, 30.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_label_is_kept_in_a_fresh_forward_at_any_batch_size(case, scale, seed):
+    net, x = conv_net(seed, scale=scale), images(24, seed + 10)
+    x_adv = case.attack(steps=40)(net, x)  # long enough to come to rest on the boundary
+    y = predictions(net, x)
+    for size in (24, 7, 1):
+        assert torch.equal(torch.cat([predictions(net, part) for part in x_adv.split(size)]), y)
+
+
+@pytest.mark.parametrize("case", STEP_BACK, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_margin_asked_for_is_kept_in_a_fresh_forward(case, seed):
+    net, x = conv_net(seed, scale=30.0), images(24, seed + 10)
+    p = net(case.attack(margin=0.05, steps=20)(net, x)).softmax(dim=1)
+    at_start = net(x).softmax(dim=1)
+    lead, lead_at_start = (rows.topk(2).values.diff(dim=1).neg()[:, 0] for rows in (p, at_start))
+    assert torch.equal(p.argmax(dim=1), at_start.argmax(dim=1))
+    assert (lead >= torch.minimum(lead_at_start, torch.tensor(0.05)) - 1e-6).all()
+
+
+@every_case
+def test_an_image_alone_is_attacked_as_in_a_batch(case):
+    net, x = conv_net(dtype=torch.float64), images(6, 10, dtype=torch.float64)
+    together = case.attack()(net, x, generator=generator())
+    alone = torch.cat([case.attack()(net, image[None], generator=generator()) for image in x])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-9)
+
+
+@every_case
+def test_the_same_seed_gives_the_same_bits(case):
+    net, x = conv_net(), images(4)
+    first, second = (case.attack()(net, x, generator=generator(7)) for _ in range(2))
+    assert torch.equal(first, second)
+    first, second = (case.attack()(net, x) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@every_case
+def test_another_seed_gives_other_images_where_the_attack_draws_and_only_there(case):
+    net, x = conv_net(), images(4)
+    first, second = (case.attack(keep=None)(net, x, generator=generator(seed)) for seed in (0, 1))
+    assert torch.equal(first, second) != case.draws
+
+
+@every_case
+def test_without_labels_the_prediction_is_meant(case):
+    net, x = conv_net(), images(4)
+    assert torch.equal(case.attack()(net, x), case.attack()(net, x, predictions(net, x)))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "eps" in takes(case.name)], ids=str)
+def test_a_radius_of_zero_gives_x(case):
+    x = images(4)
+    assert torch.equal(case.attack(eps=0.0)(conv_net(), x), x)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "steps" in takes(case.name)], ids=str)
+def test_no_steps_give_x(case):
+    x = images(4)
+    x_adv = case.attack(steps=0)(conv_net(), x)
+    assert torch.equal(x_adv, x) and x_adv.data_ptr() != x.data_ptr()
+
+
+@every_case
+def test_an_empty_batch_gives_an_empty_batch(case):
+    none = images(0)
+    for y in (None, torch.zeros(0, dtype=torch.int64)):
+        x_adv = case.attack()(conv_net(), none, y)
+        assert x_adv.shape == none.shape and x_adv.dtype == none.dtype
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_images_keep_their_dtype(case, dtype):
+    x = images(4, dtype=dtype)
+    x_adv = case.attack()(conv_net(dtype=dtype), x)
+    assert x_adv.dtype == dtype and x_adv.shape == x.shape
+    assert torch.isfinite(x_adv).all() and not torch.equal(x_adv, x)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_logits_may_have_another_dtype_than_the_images(case, dtype):
+    net, x = conv_net(), images(4)
+    x_adv = case.attack()(lambda x: net(x).to(dtype), x)
+    assert x_adv.dtype == torch.float32 and not torch.equal(x_adv, x)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_labels_of_any_whole_number_type_are_the_same_labels(case, dtype):
+    net, x = conv_net(), images(4)
+    y = predictions(net, x)
+    assert torch.equal(case.attack()(net, x, y.to(dtype)), case.attack()(net, x, y))
+
+
+@every_case
+def test_a_plain_function_will_do_as_a_model(case):
+    net, x = conv_net(), images(4)
+    assert torch.equal(case.attack()(lambda x: net(x), x), case.attack()(net, x))
+
+
+@every_case
+def test_any_memory_layout_will_do(case):
+    net, x = conv_net(dtype=torch.float64), images(4, dtype=torch.float64)
+    other = x.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(case.attack()(net, other), case.attack()(net, x), rtol=0, atol=1e-9)
+
+
+@every_case
+def test_autocast_will_do(case):
+    net, x = conv_net(), images(6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x_adv = case.attack()(net, x)
+    assert x_adv.dtype == torch.float32 and torch.isfinite(x_adv).all()
+    assert ((x_adv >= 0) & (x_adv <= 1)).all() and not torch.equal(x_adv, x)
+    if "eps" in takes(case.name):
+        assert (length(x_adv - x, case.norm) <= case.eps * (1 + 1e-5)).all()
+
+
+@every_case
+@pytest.mark.parametrize("with_labels", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_switched_off_outside_change_nothing(case, mode, with_labels):
+    net, x = conv_net(), images(4)
+    y = predictions(net, x)
+    expected = case.attack()(net, x, y)
+    with mode():
+        born_inside = x.clone()
+        labels = net(born_inside).argmax(dim=1) if with_labels else None
+        assert torch.equal(case.attack()(net, x, labels), expected)
+        assert torch.equal(case.attack()(net, born_inside, labels), expected)
+    assert torch.equal(case.attack()(net, born_inside, labels), expected)
+
+
+# What an attack leaves as it found it
+
+
+def borrowed():
+    """A net in training, with a frozen BatchNorm, a frozen weight, a gradient and hooks."""
+    net = copy.deepcopy(conv_net()).train()
+    net[1].eval()
+    net[4].weight.requires_grad_(False)
+    net[0].weight.grad = torch.full_like(net[0].weight, 3.0)
+    net[2].register_forward_hook(lambda module, inputs, output: None)
+    net[0].register_full_backward_hook(lambda module, grad_in, grad_out: None)
+    return net
+
+
+def state(net):
+    """All that could have changed in a net."""
+    return {
+        "modes": [module.training for module in net.modules()],
+        "requires_grad": [p.requires_grad for p in net.parameters()],
+        "grad": [None if p.grad is None else p.grad.tolist() for p in net.parameters()],
+        "tensors": {name: value.tolist() for name, value in net.state_dict().items()},
+        "hooks": [
+            [list(hooks) for name, hooks in sorted(vars(module).items()) if name.endswith("_hooks")]
+            for module in net.modules()
+        ],
+    }
+
+
+@every_case
+def test_the_model_is_given_back_as_it_was(case):
+    net = borrowed()
+    before = copy.deepcopy(state(net))
+    case.attack()(net, images(4))
+    after = state(net)
+    for what, value in before.items():
+        assert after[what] == value, what
+
+
+@every_case
+def test_the_model_is_given_back_as_it_was_also_after_an_error(case):
+    net = borrowed()
+    before = copy.deepcopy(state(net))
+    calls = []
+
+    def fail(module, inputs):
+        calls.append(module)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory, say")
+
+    handle = net.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        case.attack()(net, images(4))
+    handle.remove()
+    assert state(net) == before
+
+
+@every_case
+def test_the_model_is_in_evaluation_mode_while_it_is_attacked(case):
+    class Watch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.modes = borrowed(), set()
+
+        def forward(self, x):
+            self.modes |= {module.training for module in self.modules()}
+            return self.net(x)
+
+    net = Watch().train()
+    case.attack()(net, images(4))
+    assert net.modes == {False}
+
+
+@every_case
+def test_the_images_are_left_alone_and_the_result_is_a_tensor_of_its_own(case):
+    for x in (images(4), images(4).requires_grad_()):
+        before = x.detach().clone()
+        x_adv = case.attack()(conv_net(), x)
+        assert torch.equal(x, before) and x.grad is None
+        assert not x_adv.requires_grad
+        assert x_adv.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+@every_case
+@pytest.mark.parametrize("source", [None, 3])
+def test_nobody_s_random_state_is_touched(case, source):
+    net, x = conv_net(), images(4)
+    own = None if source is None else generator(source)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    case.attack()(net, x, generator=own)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+@every_case
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_gradient_mode_is_given_back(case, enabled):
+    with nullcontext() if enabled else torch.no_grad():
+        case.attack()(conv_net(), images(4))
+        assert torch.is_grad_enabled() == enabled
+
+
+# What an attack is
+
+
+def names():
+    """Every public name in poise's loaded modules."""
+    loaded = [module for name, module in list(sys.modules.items()) if name.startswith("poise")]
+    return {k: v for module in loaded for k, v in vars(module).items() if isinstance(v, type)}
+
+
+@every_case
+def test_the_repr_is_the_full_configuration(case):
+    attack = case.attack()
+    assert eval(repr(attack), names()) == attack
+    for field in dataclasses.fields(attack):
+        assert f"{field.name}={getattr(attack, field.name)!r}" in repr(attack)
+
+
+@every_case
+def test_an_attack_is_a_frozen_value(case):
+    attack = case.attack()
+    assert attack == case.attack() and hash(attack) == hash(case.attack())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(attack, dataclasses.fields(attack)[0].name, None)
+
+
+@every_attack
+def test_every_argument_is_by_name_and_has_a_default(name):
+    assert ATTACKS[name]() == ATTACKS[name]()
+    kinds = {parameter.kind for parameter in takes(name).values()}
+    assert kinds <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+PAPER = {
+    "eps": 0.03,
+    "step": 5 / 255,
+    "steps": 20,
+    "grow": 1.1,
+    "smoothing": 0.98,
+    "keep_fraction": 0.95,
+    "norm": "linf",
+}
+
+
+@every_attack
+def test_the_defaults_are_the_paper_s_evaluation(name):
+    defaults = {k: parameter.default for k, parameter in takes(name).items() if k in PAPER}
+    assert defaults == {k: PAPER[k] for k in defaults}
+
+
+@every_case
+def test_every_number_asked_for_makes_another_attack(case):
+    changes = {
+        "eps": 0.01,
+        "step": 0.001,
+        "steps": 2,
+        "grow": 1.5,
+        "smoothing": 0.5,
+        "margin": 0.02,
+        "keep_fraction": 0.5,
+    }
+    for argument in changes.keys() & takes(case.name).keys():
+        assert case.attack(**{argument: changes[argument]}) != case.attack(), argument
+
+
+REFUSED = {
+    "eps": [-0.1, math.nan, math.inf, "0.1", True],
+    "step": [-0.1, math.nan, math.inf, "0.1", True],
+    "steps": [-1, 2.5, "3", True],
+    "smoothing": [-0.01, 1.01, math.nan, "0.5"],
+    "keep_fraction": [-0.1, 0.0, 1.01, math.nan],
+    "grow": [0.9, -1.0, math.nan, math.inf],
+    "margin": [-0.1, 1.1, math.nan],
+    "keep": ["first", None, 3],
+    "norm": ["l7", "", 2, None],
+}
+
+
+@every_attack
+def test_the_refusals_know_every_argument(name):
+    assert takes(name).keys() <= {*REFUSED, "random_start", "rescale"}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        (name, argument, value)
+        for name in ATTACKS
+        for argument, values in REFUSED.items()
+        for value in values
+        if argument in takes(name)
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(name, argument, value):
+    with pytest.raises(InputError, match=f"{argument}.*{value!r}"):
+        ATTACKS[name](**{argument: value})
+
+
+@every_attack
+def test_an_unknown_argument_is_refused(name):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'alpha'"):
+        ATTACKS[name](alpha=0.1)

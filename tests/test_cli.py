@@ -1,0 +1,120 @@
+"""The command line, as a person meets it: in its own process, or by main() where that tells as much."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from poise.cli import main
+
+
+def run(*args):
+    return subprocess.run([sys.executable, "-m", "poise", *args], capture_output=True, text=True)
+
+
+def refused(capsys, *args):
+    with pytest.raises(SystemExit) as stop:
+        main([str(arg) for arg in args])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run with space and ü"
+    main(["train", "--data", "digits", "--epochs", "2", "--lr", "0.05", "--out", str(out)])
+    return out
+
+
+@pytest.mark.parametrize("code", ["import poise", "import poise.cli"])
+def test_torch_is_imported_only_when_needed(code):
+    script = f"import sys; {code}; print(sorted({{'torch', 'matplotlib', 'polars'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_every_command_and_does_not_import_torch():
+    script = (
+        "import sys; from poise.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    for command in ("demo", "train", "evaluate", "report", "list", "download"):
+        assert command in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_list_names_every_entry(capsys):
+    from poise.recipes.catalogue import catalogue
+
+    main(["list"])
+    printed = capsys.readouterr().out
+    entries = list(catalogue())
+    assert {kind for kind, _, _ in entries} == {"attacks", "defenses", "models", "data sets", "metrics"}
+    for _, name, text in entries:
+        assert name in printed
+        assert text.endswith("."), f"{name} has no sentence that says what it is"
+
+
+def test_evaluate_resumes_extends_and_reports(trained, tmp_path, capsys):
+    out = tmp_path / "audit"
+    flags = ["--model", trained, "--data", "digits", "--images", "50", "--eps", "0.1", "--steps", "3"]
+    command = ["evaluate", *map(str, flags), "--out", str(out), "--attacks"]
+    main([*command, "pgd"])
+    written = (out / "pgd" / "records.parquet").stat().st_mtime_ns
+    main([*command, "pgd", "ConfSmooth"])
+    assert (out / "pgd" / "records.parquet").stat().st_mtime_ns == written
+    assert (out / "report.html").exists() and (out / "report.md").exists()
+    printed = capsys.readouterr().out
+    assert "confsmooth" in printed and "pgd" in printed
+    assert json.loads((out / "job.json").read_text())["job"]["images"] == 50
+
+
+def test_another_configuration_in_the_same_folder_is_refused(trained, tmp_path, capsys):
+    out = tmp_path / "audit"
+    flags = ("--model", trained, "--data", "digits", "--images", 20, "--steps", 2, "--attacks", "pgd")
+    main([str(arg) for arg in ("evaluate", *flags, "--out", out)])
+    error = refused(capsys, "evaluate", *flags, "--eps", 0.2, "--out", out)
+    assert "another configuration" in error and "0.2" in error and "--out" in error
+    error = refused(capsys, "train", "--data", "digits", "--epochs", 3, "--lr", 0.05, "--out", trained)
+    assert "epochs: 2 there, 3 now" in error
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--model", "lenett", "--data", "digits"), ("lenett", "did you mean lenet")),
+        (("--model", "lenet", "--data", "digits"), ("without weights", "poise train", "--weights")),
+        (("--model", "lenet", "--data", "digit"), ("digit", "did you mean digits")),
+        (("--model", "lenet", "--data", "mnist"), ("MNIST/raw", "poise download mnist")),
+        (("--model", "lenet", "--data", "digits", "--attacks", "confsmoth"), ("did you mean confsmooth",)),
+        (("--model", "lenet", "--data", "digits", "--eps", 8), ("eps", "[0, 1]", "8/255")),
+        (("--model", "lenet", "--data", "digits", "--images", 9999), ("at most 360",)),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_to_do(args, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, "evaluate", *args, "--out", tmp_path / "out")
+    assert error.startswith("poise: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_does_not_fit_the_run_is_refused(trained, tmp_path, capsys, mnist_root):
+    flags = ("--model", trained, "--data", "mnist", "--root", mnist_root, "--out", tmp_path / "out")
+    assert "takes [1, 8, 8] images" in refused(capsys, "evaluate", *flags)
+
+
+def test_a_training_run_is_no_audit(trained, tmp_path, capsys):
+    error = refused(capsys, "report", trained, "--out", tmp_path / "report")
+    assert "poise evaluate --model" in error
+    assert "no job.json" in refused(capsys, "report", tmp_path / "none", "--out", tmp_path / "report")
+    assert "at least one" in refused(capsys, "report")
+
+
+def test_the_module_runs_as_a_program():
+    done = run("report", "nowhere")
+    assert done.returncode == 2 and done.stderr.startswith("poise: ") and "Traceback" not in done.stderr

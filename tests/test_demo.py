@@ -1,0 +1,54 @@
+"""The headline: a confident model loses its confidence, a trained one keeps it."""
+
+import json
+import re
+
+import pytest
+
+from poise.cli import main
+from poise.report import read, summary
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    main(["demo", "--out", str(out)])
+    rows = summary([read(out / name) for name in ("vanilla", "uat-smooth")]).to_dicts()
+    return out, {(row["model"].split()[1], row["attack"]): row for row in rows}
+
+
+def test_the_attacks_bite(demo):
+    _, rows = demo
+    for attack in ("adaptive", "confsmooth"):
+        row = rows["vanilla", attack]
+        assert row["confidence"] > 0.95 and row["accuracy"] > 0.95
+        assert row["confidence_attacked"] < row["confidence"] - 0.35
+        assert row["label_kept"] == 1 and row["accuracy_attacked"] == row["accuracy"]
+        assert row["ece_attacked"] > 0.3
+    assert rows["vanilla", "pgd"]["accuracy_attacked"] < 0.3
+
+
+def test_the_defense_holds(demo):
+    _, rows = demo
+    for attack in ("adaptive", "confsmooth"):
+        vanilla, trained = rows["vanilla", attack], rows["uat-smooth", attack]
+        assert trained["confidence_attacked"] > vanilla["confidence_attacked"] + 0.1
+        assert trained["referred_attacked"] < vanilla["referred_attacked"] / 2
+    assert rows["uat-smooth", "confsmooth"]["accuracy"] > 0.95
+
+
+def test_the_report_is_there_and_a_second_run_trains_nothing(demo, capsys):
+    out, _ = demo
+    assert len(re.findall("data:image/svg", (out / "report.html").read_text())) == 6
+    weights = (out / "train-uat-smooth" / "model.safetensors").stat().st_mtime_ns
+    main(["demo", "--out", str(out)])
+    assert (out / "train-uat-smooth" / "model.safetensors").stat().st_mtime_ns == weights
+    assert "confsmooth" in capsys.readouterr().out
+
+
+def test_run_folders_hold_no_pickles_and_say_what_they_are(demo):
+    out, _ = demo
+    kinds = {file.suffix for file in out.rglob("*") if file.is_file()}
+    assert kinds == {".json", ".parquet", ".safetensors", ".html", ".md", ".tex"}
+    job = json.loads((out / "train-uat-smooth" / "job.json").read_text())
+    assert job["versions"]["torch"] and job["seconds"] > 0
