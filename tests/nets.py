@@ -80,6 +80,13 @@ def confidence(net, x, y):
         return net(x).softmax(dim=1)[torch.arange(len(x)), y]
 
 
+def lead(net, x):
+    """By how much the first of every image's probabilities exceeds the second."""
+    with torch.no_grad():
+        first, second = net(x).softmax(dim=1).topk(2).values.unbind(dim=1)
+    return first - second
+
+
 def predictions(net, x):
     """The predicted class of every image."""
     with torch.no_grad():

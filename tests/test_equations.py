@@ -149,7 +149,11 @@ def test_a_lead_below_the_margin_counts_as_lost():
     # Leads of .51 − .49 = .02, .501 − .499 = .002 and 0; a margin of .01 parts the first from the rest.
     narrow = point([(0.51, 0.49), (0.501, 0.499), (0.5, 0.5)], [0] * 3, [0.0] * 3)
     at = narrow._replace(loss=torch.ones(3, dtype=torch.float64))
-    for margin, expected in ((0.0, [True, True, True]), (1e-3, [True, True, False]), (0.01, [True, False, False])):
+    for margin, expected in (
+        (0.0, [True, True, True]),
+        (1e-3, [True, True, False]),
+        (0.01, [True, False, False]),
+    ):
         kept, size = StepBack(margin=margin)(at, narrow, torch.ones(3, dtype=torch.float64))
         assert kept.tolist() == expected
         assert size.tolist() == [1.1 if held else 0.5 for held in expected]

@@ -1,6 +1,5 @@
 """Evaluation: the judge believes its own forwards, whatever the attack, the batches or the modes."""
 
-import gc
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ def test_evaluation_works_where_gradients_are_off(mode):
 
 # however the data is cut
 
-CUT = {name: factory(eps=0.1) for name, factory in ATTACKS.items()} | {
+CUT = {name: attacks.build(name, eps=0.1, steps=8) for name in ATTACKS} | {
     "pgd from a random start": attacks.pgd(eps=0.1, steps=5, random_start=True),
     "dropout of half": attacks.dropout(eps=0.1, steps=5, keep_fraction=0.5),
     "in l2": attacks.confsmooth(eps=0.5, steps=5, norm="l2"),
@@ -156,7 +155,7 @@ CUT = {name: factory(eps=0.1) for name, factory in ATTACKS.items()} | {
 @pytest.mark.parametrize("attack", CUT.values(), ids=CUT)
 @pytest.mark.parametrize("seed", range(2))
 def test_results_do_not_depend_on_how_the_data_is_cut(attack, seed):
-    whole, *cuts = (evaluate(net(seed), digits(60, size), attack, seed=seed) for size in (60, 64, 32, 7))
+    whole, *cuts = (evaluate(net(seed), digits(20, size), attack, seed=seed) for size in (64, 7, 1))
     for cut in cuts:
         assert torch.equal(cut.y, whole.y)
         for name in ("clean", "attacked", "linf", "l2", "wasserstein", "ssim", "x", "x_adv"):
@@ -202,7 +201,6 @@ def test_batches_are_let_go_when_they_are_done():
             alive.append(weakref.ref(array))
             yield torch.from_numpy(array), y
             del array, x
-            gc.collect()
             assert sum(ref() is not None for ref in alive) <= 1
 
     evaluate(net(dtype=torch.float32), batches(), Applied(torch.clone), examples=0)

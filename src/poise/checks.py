@@ -37,29 +37,29 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_images(x: Tensor) -> None:
+def check_images(x: Tensor, name: str = "x") -> None:
     """Refuse what is not a floating NCHW batch in [0, 1] (one host synchronisation)."""
     import torch
 
     if not isinstance(x, torch.Tensor):
-        raise InputError(f"x must be a torch.Tensor of images, got {type(x).__name__}")
+        raise InputError(f"{name} must be a torch.Tensor of images, got {type(x).__name__}")
     if not x.is_floating_point():
         raise InputError(
-            f"x must be floating point in [0, 1], got {x.dtype}: use x.float() / 255 for 8-bit images"
+            f"{name} must be floating point in [0, 1], got {x.dtype}: use x.float() / 255 for 8-bit images"
         )
     if x.ndim != 4:
         raise InputError(
-            f"x must have the four dimensions (n, channels, height, width), got shape {tuple(x.shape)}"
+            f"{name} must have the four dimensions (n, channels, height, width), got shape {tuple(x.shape)}"
             + (": use x.unsqueeze(0) for one image" if x.ndim == 3 else "")
         )
     if x.numel() == 0:
         return
-    low, high = (float(v) for v in torch.aminmax(x))
+    low, high = (float(v) for v in torch.aminmax(x.detach()))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError("x holds NaN or infinite pixels: look at how the images were loaded")
+        raise InputError(f"{name} holds NaN or infinite pixels: look at how the images were loaded")
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise InputError(
-            f"x must lie in [0, 1], got [{low:.4g}, {high:.4g}]: give raw pixels and put the "
+            f"{name} must lie in [0, 1], got [{low:.4g}, {high:.4g}]: give raw pixels and put the "
             "normalisation inside the model (poise.models.Normalize), so that eps is in pixel units"
         )
 
@@ -93,7 +93,7 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
         raise InputError(
             "the model returned NaN or infinite logits: look at its weights and its normalisation"
         )
-    if looks_like_probabilities(logits):
+    if looks_like_probabilities(logits, tolerance=1e-5 if logits.element_size() >= 4 else 1e-2):
         raise InputError(
             "the model returns probabilities (rows are non-negative and sum to 1), logits are needed: "
             "take its softmax away, or wrap it: lambda x: model(x).clamp_min(1e-30).log()"
@@ -105,10 +105,10 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
         )
 
 
-def looks_like_probabilities(rows: Tensor) -> bool:
-    """Whether every row is non-negative and sums to 1."""
+def looks_like_probabilities(rows: Tensor, *, tolerance: float) -> bool:
+    """Whether every row is non-negative and sums to 1 within the tolerance."""
     low, off = rows.min(), (rows.sum(dim=1) - 1).abs().max()
-    return bool((low >= 0).logical_and(off < 1e-3))
+    return bool((low >= 0).logical_and(off < tolerance))
 
 
 def check_probabilities(probs: Tensor, y: Tensor | None = None) -> None:
@@ -120,7 +120,7 @@ def check_probabilities(probs: Tensor, y: Tensor | None = None) -> None:
         raise InputError(
             f"probs must be a tensor of shape (n, classes) with at least 2 classes, got {shape}"
         )
-    if len(probs) and not looks_like_probabilities(probs):
+    if len(probs) and not looks_like_probabilities(probs, tolerance=1e-3):
         raise InputError(
             "probs must be probabilities (rows in [0, 1] that sum to 1): use logits.softmax(dim=1)"
         )

@@ -41,12 +41,15 @@ class Draw:
         width = like[0].numel() if len(like) else 0
         pixels = torch.arange(width, device=like.device) + (self.count << 32)
         z = _mix(self.keys[:, None] ^ _mix(pixels))
-        top = (z >> 41) & (2**23 - 1)
-        return ((2 * top + 1).to(like.dtype) * 2.0**-24).reshape(like.shape)
+        bits = {torch.bfloat16: 7, torch.half: 10}.get(like.dtype, 23)  # no rounding, never 0 or 1
+        top = (z >> (64 - bits)) & (2**bits - 1)
+        numbers: Tensor = (2 * top + 1).to(like.dtype) * 2.0 ** (-bits - 1)
+        return numbers.reshape(like.shape)
 
     def normal(self, like: Tensor) -> Tensor:
         """Independent standard normal numbers, of the shape and dtype of `like`."""
-        normal: Tensor = torch.special.ndtri(self.uniform(like))
+        wide = torch.empty_like(like, dtype=torch.promote_types(like.dtype, torch.float32))
+        normal: Tensor = torch.special.ndtri(self.uniform(wide)).to(like.dtype)
         return normal
 
     def uniform_each(self, like: PerSample) -> PerSample:

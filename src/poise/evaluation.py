@@ -52,12 +52,13 @@ def evaluate(
         clean = _judge(model, x, y)
         generator = torch.Generator().manual_seed(seed)
         labels = y if getattr(attack, "uses_labels", False) else None
-        x_adv = attack(model, x, labels, generator=generator)
+        x_adv = attack(model, x.clone(), labels, generator=generator)  # it may write into its input
         if x_adv.shape != x.shape:
             raise InputError(
                 f"the attack returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}"
             )
         x_adv = x_adv.detach().to(dtype)
+        check_images(x_adv, "what the attack returned")
         spare = max(0, examples - sum(len(part.x) for part in parts))
         part = (
             y,
@@ -70,7 +71,7 @@ def evaluate(
             x[:spare],
             x_adv[:spare],
         )
-        parts.append(Records(*(t.cpu() for t in part)))
+        parts.append(Records(*(t.cpu().clone() for t in part)))  # views would hold the whole batch
         on_batch(len(x))
     if not parts:
         raise InputError("there are no images to evaluate: the batches are empty")

@@ -24,6 +24,9 @@ def known_name(table: Iterable[str], name: str, kind: str) -> str:
         InputError: an unknown name, with the nearest known ones.
     """
     plain = {key.replace("-", "_"): key for key in table}
+    if not isinstance(name, str):
+        known = ", ".join(sorted(plain.values()))
+        raise InputError(f"the {kind} must be named by a string, got {name!r} (known: {known})")
     key = plain.get(name.replace("-", "_").lower())
     if key is not None:
         return key

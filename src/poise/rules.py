@@ -42,5 +42,5 @@ class StepBack:
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
         kept = (new.logits.argmax(dim=1) == new.y) & (Gap()(new.logits, new.y) >= self.margin)
         improved = kept & (new.loss < at.loss)
-        factor = torch.where(improved, self.grow, 1.0).where(kept, self.shrink)  # eq. 5
-        return kept, size * factor.to(size.dtype)  # eq. 6
+        size = torch.where(kept, torch.where(improved, size * self.grow, size), size * self.shrink)  # eq. 5
+        return kept, size  # eq. 6

@@ -80,8 +80,8 @@ def read_job(folder: Path) -> dict[str, Any]:
         raise InputError(f"{str(folder)!r} is no run folder: it has no job.json")
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        content["job"], content["key"]
-    except (ValueError, KeyError, TypeError) as error:
+        content["job"].items(), content["key"]
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{str(file)!r} is damaged: remove the folder and run again") from error
     return content
 

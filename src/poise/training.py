@@ -91,7 +91,12 @@ def train(
                 group["lr"] = job.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             generator = torch.Generator().manual_seed(job.seed * 1_000_000_007 + step)
             x, y = fabric.to_device((x, y))
-            loss = defense(model, x, y, generator)
+            try:
+                loss = defense(model, x, y, generator)
+            except InputError as error:
+                if step == 0:
+                    raise  # nothing has been trained yet that could have diverged
+                raise InputError(_diverged(job, epoch, folder)) from error
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()
@@ -99,10 +104,7 @@ def train(
             progress(f"train {job.defense}", step + 1, steps, where)
         mean = float(torch.stack(losses).mean())
         if not math.isfinite(mean):
-            raise InputError(
-                f"the loss became {mean} in epoch {epoch + 1}: the last good checkpoint is in "
-                f"{str(folder)!r}; try a lower learning rate than {job.lr:g}"
-            )
+            raise InputError(_diverged(job, epoch, folder))
         seconds = time.perf_counter() - began
         rows.append({"epoch": epoch + 1, "loss": mean, "seconds": seconds})
         store.write_frame(history, pl.DataFrame(rows))
@@ -147,6 +149,13 @@ def load(run: str | Path) -> nn.Module:
         classes=len(job["classes"]),
         shape=(channels, height, width),
         weights=weights,
+    )
+
+
+def _diverged(job: TrainJob, epoch: int, folder: Path) -> str:
+    return (
+        f"the training diverged in epoch {epoch + 1}, weights or loss are no longer finite: try a "
+        f"lower learning rate than {job.lr:g}, in another folder than {str(folder)!r}"
     )
 
 

@@ -146,7 +146,7 @@ class Descent:
             return
         with torch.inference_mode(False):
             center = x.detach().clamp(0, 1)
-            y = None if y is None else y.to(x.device).clone()  # autograd cannot save inference tensors
+            y = None if y is None else y.to(x.device, torch.long, copy=True)  # autograd keeps it
         draw = Draw.of(center, generator)
         start = center
         if self.random_start:
@@ -155,15 +155,15 @@ class Descent:
         at = self._point(model, start, y, grad=True, check=True)
         size = torch.full_like(at.loss, self.step)
         yield at
-        finite = torch.isfinite(at.loss)
+        finite = _finite(at)
         for t in range(1, self.steps + 1):
             assert at.grad is not None
-            moved = at.x - per_image(size) * self.ball.steepest(at.grad)  # eq. 4, downhill
-            moved = self.ball.project(moved, center, draw.at(t))
+            way = per_image(size) * self.ball.steepest(at.grad)
+            moved = self.ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
             at = _choose(kept, new, at)
-            finite &= torch.isfinite(new.loss)
+            finite &= _finite(new)
             yield at
         if not finite.all():
             raise InputError(
@@ -189,6 +189,12 @@ class Descent:
                 )
             gradient = torch.autograd.grad(loss.sum(), x)[0] if grad else None
         return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
+
+
+def _finite(point: Point) -> Mask:
+    """Whether loss and gradient are numbers; sign() would turn a NaN gradient into a silent 0."""
+    finite = torch.isfinite(point.loss)
+    return finite if point.grad is None else finite & torch.isfinite(point.grad.flatten(1).sum(dim=1))
 
 
 def _choose(mask: Mask, new: Point, old: Point) -> Point:

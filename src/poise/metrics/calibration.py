@@ -67,7 +67,7 @@ def brier(probs: Probabilities, y: Labels) -> float:
     """
     check_probabilities(probs, y)
     p = probs.double()
-    right = p.gather(1, y[:, None])[:, 0]
+    right = p.gather(1, y.long()[:, None])[:, 0]
     return float(((p**2).sum(dim=1) - 2 * right + 1).mean())
 
 
@@ -78,4 +78,4 @@ def nll(probs: Probabilities, y: Labels) -> float:
     0.0
     """
     check_probabilities(probs, y)
-    return float(-probs.double().gather(1, y[:, None]).log().mean() + 0.0)
+    return float(-probs.double().gather(1, y.long()[:, None]).log().mean() + 0.0)
