@@ -1,0 +1,87 @@
+"""Image sets that fit in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from poise.checks import InputError, check_count
+from poise.shapes import Images, Labels
+
+Split: TypeAlias = Literal["train", "test"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images kept as integers; iterating gives float32 batches (x in [0, 1], y) in a fixed order.
+
+    >>> data = ImageSet("two", torch.tensor([[[[0, 255]]]] * 2, dtype=torch.uint8),
+    ...                 torch.tensor([0, 1]), ("dark", "bright"))
+    >>> [(x.max().item(), y.tolist()) for x, y in data]
+    [(1.0, [0, 1])]
+    """
+
+    name: str
+    pixels: UInt8[Tensor, "n c h w"]
+    y: Labels
+    classes: tuple[str, ...]
+    scale: int = 255  # the integer that stands for 1.0
+    batch_size: int = 128
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __iter__(self) -> Iterator[tuple[Images, Labels]]:
+        return self.batches(torch.arange(len(self)))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, c, h, w = self.pixels.shape
+        return c, h, w
+
+    def batches(self, order: Tensor) -> Iterator[tuple[Images, Labels]]:
+        """Batches of the images with these indices, in their order."""
+        for chosen in torch.split(order, self.batch_size):
+            yield self.pixels[chosen].float().div_(self.scale), self.y[chosen]
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Images, Labels]]:
+        """Batches in an order that the seed and the epoch alone decide."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        return self.batches(torch.randperm(len(self), generator=generator))
+
+    def batched(self, batch_size: int) -> ImageSet:
+        """The same images in batches of that size."""
+        check_count("batch_size", batch_size, 1)
+        return replace(self, batch_size=batch_size)
+
+    def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
+        """So many images, each class in its share (to the nearest whole image), in their old order."""
+        if images is None or images == len(self):
+            return self
+        check_count("images", images, 1)
+        if images > len(self):
+            raise InputError(
+                f"images must be at most {len(self)}, all that {self.name} has, got {images}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = torch.randperm(len(self), generator=generator)
+        place = torch.empty(len(self), dtype=torch.float64)  # of each image in its class, in (0, 1)
+        for label in range(len(self.classes)):
+            members = shuffled[self.y[shuffled] == label]
+            place[members] = (torch.arange(len(members)).double() + 0.5) / len(members)
+        chosen = place.argsort(stable=True)[:images].sort().values
+        return replace(self, pixels=self.pixels[chosen], y=self.y[chosen])
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the pixels and labels, in order: what exactly was looked at."""
+        digest = hashlib.sha256(str((tuple(self.pixels.shape), self.scale)).encode())
+        for values in (self.pixels, self.y):
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()
