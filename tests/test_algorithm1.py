@@ -177,6 +177,24 @@ def test_best_is_sometimes_better_than_last(name):
 
 
 @pytest.mark.parametrize("net", NETS, ids=str)
+def test_best_keeps_the_label_also_where_the_walk_loses_it(net):
+    model, x, _ = task(*net)
+    y = predictions(model, x)
+    last, best = (dropout(eps=0.03, step=0.005, keep=keep)(model, x) for keep in ("last", "best"))
+    assert (predictions(model, last) != y).any()
+    assert (predictions(model, best) == y).all()
+    assert (confidence(model, best, y) <= confidence(model, x, y) + 1e-12).all()
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
+def test_best_against_the_true_label_is_the_least_likely_point_whatever_its_label(net):
+    model, x, y = task(*net)
+    last, best = (pgd(eps=0.1, step=0.1, steps=STEPS, keep=keep)(model, x, y) for keep in ("last", "best"))
+    assert (predictions(model, best) != y).any()
+    assert (confidence(model, best, y) <= confidence(model, last, y) + 1e-12).all()
+
+
+@pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("factory", [adaptive, confsmooth, dropout])
 def test_more_steps_are_never_worse_with_the_best_kept(factory, net):
     model, x, _ = task(*net)

@@ -130,8 +130,9 @@ def test_models(name, kind):
 @every_attack
 @pytest.mark.parametrize("value", [-2.98e-8, 1 + 1.2e-7, -1e-6])
 def test_what_a_round_trip_through_a_normalisation_leaves_is_accepted_and_clamped(name, value):
-    x_adv = build(name)(conv_net(), with_pixel(value))
-    assert ((x_adv >= 0) & (x_adv <= 1)).all()
+    for steps in (None, 0):
+        x_adv = build(name, steps=steps)(conv_net(), with_pixel(value))
+        assert ((x_adv >= 0) & (x_adv <= 1)).all()
 
 
 @every_attack
@@ -188,6 +189,19 @@ def test_gradients_that_become_nan_during_the_attack():
     x = images(4).clamp_min(0.01)  # after one step of .05 some pixels are black
     text = refusal(build("pgd", eps=0.1, step=0.05, steps=5), root, x)
     mentions(text, "gradients", "NaN", "4 of 4 images", "look at its weights")
+
+
+@every_attack
+def test_gradients_whose_sum_overflows_are_not_infinite(name):
+    """192 gradients of up to 400 sum to more than 65504, the most that half precision holds."""
+    x = (0.25 + 0.5 * images(4)).half()
+    weight = torch.full(x.shape[1:], 800.0).half()
+
+    def steep(x):
+        lead = ((x - x.detach()) * weight).flatten(1).sum(dim=1)
+        return torch.stack([lead, -lead], dim=1)
+
+    assert build(name, steps=1)(steep, x).shape == x.shape
 
 
 @pytest.mark.parametrize(

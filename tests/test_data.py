@@ -10,8 +10,15 @@ from poise import InputError, data
 from poise.data import DATASETS, ImageSet
 
 
-def load(name, mnist_root, **options):
-    return data.load(name, root=mnist_root, **options)
+@pytest.fixture
+def load(request):
+    """`poise.data.load`, told where a data set's files lie; digits have none."""
+
+    def loaded(name, **options):
+        root = "nowhere" if name == "digits" else request.getfixturevalue(f"{name}_root")
+        return data.load(name, root=root, **options)
+
+    return loaded
 
 
 def rows(images):
@@ -42,8 +49,8 @@ def epoch(images, seed=0, number=0):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", DATASETS)
-def test_batches_are_float32_images_in_the_unit_range(name, split, mnist_root):
-    images = load(name, mnist_root, split=split, images=300, batch_size=128)
+def test_batches_are_float32_images_in_the_unit_range(name, split, load):
+    images = load(name, split=split, images=300, batch_size=128)
     batches = list(images)
     assert [len(x) for x, _ in batches] == [128, 128, 44] and len(images) == 300
     for x, y in batches:
@@ -54,15 +61,15 @@ def test_batches_are_float32_images_in_the_unit_range(name, split, mnist_root):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_iterating_twice_gives_the_same_batches(name, mnist_root):
-    images = load(name, mnist_root, images=200, batch_size=64)
+def test_iterating_twice_gives_the_same_batches(name, load):
+    images = load(name, images=200, batch_size=64)
     for (x, y), (again_x, again_y) in zip(images, images, strict=True):
         assert torch.equal(x, again_x) and torch.equal(y, again_y)
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_batch_size_cuts_but_does_not_reorder(name, mnist_root):
-    whole, cut = (load(name, mnist_root, images=200, batch_size=size) for size in (200, 7))
+def test_batch_size_cuts_but_does_not_reorder(name, load):
+    whole, cut = (load(name, images=200, batch_size=size) for size in (200, 7))
     assert torch.equal(torch.cat([x for x, _ in cut]), next(iter(whole))[0])
     assert torch.equal(torch.cat([y for _, y in cut]), whole.y)
 
@@ -70,8 +77,8 @@ def test_batch_size_cuts_but_does_not_reorder(name, mnist_root):
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("wanted", [1, 10, 123, 200])
-def test_subset_has_every_class_in_its_share(name, split, wanted, mnist_root):
-    whole = load(name, mnist_root, split=split)
+def test_subset_has_every_class_in_its_share(name, split, wanted, load):
+    whole = load(name, split=split)
     part = whole.subset(wanted, seed=3)
     share = whole.y.bincount(minlength=10) * wanted / len(whole)
     assert len(part) == wanted
@@ -80,10 +87,10 @@ def test_subset_has_every_class_in_its_share(name, split, wanted, mnist_root):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_images_of_load_are_those_of_subset(name, mnist_root):
-    whole = load(name, mnist_root)
-    assert rows(load(name, mnist_root, images=50, seed=7)) == rows(whole.subset(50, seed=7))
-    assert rows(load(name, mnist_root, images=None)) == rows(whole)
+def test_images_of_load_are_those_of_subset(name, load):
+    whole = load(name)
+    assert rows(load(name, images=50, seed=7)) == rows(whole.subset(50, seed=7))
+    assert rows(load(name, images=None)) == rows(whole)
 
 
 # digits
@@ -119,8 +126,8 @@ def test_digits_splits_are_stratified():
 # MNIST
 
 
-def test_mnist_is_mnist(mnist_root):
-    train, test = (load("mnist", mnist_root, split=split) for split in ("train", "test"))
+def test_mnist_is_mnist(load):
+    train, test = (load("mnist", split=split) for split in ("train", "test"))
     assert (len(train), len(test)) == (60_000, 10_000)
     assert train.y[:5].tolist() == [5, 0, 4, 1, 9]
     assert test.y[:5].tolist() == [7, 2, 1, 0, 4]
@@ -243,3 +250,11 @@ def test_fingerprint_is_of_the_content_alone():
         "other name", images.pixels.transpose(2, 3).contiguous().transpose(2, 3), images.y, images.classes
     )
     assert transposed.fingerprint() == images.fingerprint()
+
+
+def test_subset_keeps_every_quota_with_one_large_and_many_small_classes():
+    y = torch.cat([torch.zeros(1000), torch.arange(1, 101).repeat_interleave(5)]).long()
+    pixels = torch.zeros(len(y), 1, 1, 1, dtype=torch.uint8)
+    chosen = ImageSet("skewed", pixels, y, tuple(map(str, range(101)))).subset(140)
+    share = torch.bincount(y) * 140 / len(y)
+    assert (torch.bincount(chosen.y, minlength=101) - share).abs().max() < 1 and len(chosen) == 140

@@ -58,6 +58,10 @@ def test_images_pixels_counts_and_seeds_are_independent(seed):
         "one pixel and the next": (u[..., :-1], u[..., 1:]),
         "one row and the next": (u[..., :-1, :], u[..., 1:, :]),
         "one count and the next": (u, uniform(seed, count=1)),
+        "one count and the next of the pixel before": (
+            u.flatten(1)[:, 1:],
+            uniform(seed, count=1).flatten(1)[:, :-1],
+        ),
         "a far count": (u, uniform(seed, count=1000)),
         "another generator": (u, Draw.of(images(8, seed, shape=(3, 32, 32))).uniform(u)),
     }

@@ -300,7 +300,8 @@ def test_no_images_at_all_are_refused(batches):
     ("function", "message"),
     [
         (lambda x: x[:-1], r"returned shape \(63, 1, 8, 8\) for images of shape \(64, 1, 8, 8\)"),
-        (lambda x: x.flatten(1), "returned shape"),
+        (lambda x: x.flatten(1), "returned must have the four dimensions"),
+        (lambda x: None, "returned must be a torch.Tensor"),
         (lambda x: x + 0.5, r"\[0, 1\]"),
         (lambda x: x - 0.01, r"\[0, 1\]"),
         (lambda x: x * 255, r"\[0, 1\]"),
@@ -338,3 +339,8 @@ def test_images_and_labels_that_cannot_be_are_refused(x, y, message):
 def test_a_model_of_probabilities_is_refused():
     with pytest.raises(InputError, match="softmax"):
         evaluate(nn.Sequential(net(), nn.Softmax(dim=1)), digits(), Applied(nothing))
+
+
+def test_a_half_precision_model_is_refused():
+    with pytest.raises(InputError, match=r"float16.*model\.float\(\)"):
+        evaluate(net().half(), digits(), Applied(torch.clone))

@@ -401,3 +401,10 @@ def test_a_job_that_cannot_be_is_refused(changes, message):
 def test_an_unknown_model_is_refused(images, tmp_path):
     with pytest.raises(InputError, match="did you mean lenet"):
         train(job(model="lenett"), images, defenses.vanilla(), tmp_path)
+
+
+def test_a_collapsed_model_is_warned_of_and_noted(images, tmp_path):
+    blank = replace(images, pixels=torch.zeros_like(images.pixels))  # one answer is all it can give
+    with pytest.warns(UserWarning, match="same class"):
+        train(job(epochs=1), blank, built("vanilla"), tmp_path / "run")
+    assert store.read_job(tmp_path / "run")["collapsed"] is True

@@ -24,10 +24,11 @@ def check_number(name: str, value: float, low: float, high: float = math.inf, *,
         raise InputError(f"{name} must be a number {bound}, got {value!r}" + _tail(hint))
 
 
-def check_count(name: str, value: int, low: int = 0) -> None:
-    """Refuse anything but a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
+def check_count(name: str, value: int, low: int = 0, high: int = 2**31 - 1) -> None:
+    """Refuse anything but a whole number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        bound = f"at most {high}" if isinstance(value, int) and value > high else f"at least {low}"
+        raise InputError(f"{name} must be a whole number of {bound}, got {value!r}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

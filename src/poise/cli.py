@@ -21,8 +21,11 @@ def demo(*, out: Path = Path("demo")) -> None:
     Args:
         out: Folder for the runs and the report.
     """
+    import torch
+
     from poise.recipes.demo import demo
 
+    torch.set_num_threads(1)  # two threads on nets this small only wait for each other
     with bars() as progress:
         audits = demo(out, progress=progress)
     _show(audits, out)

@@ -53,12 +53,12 @@ def evaluate(
         generator = torch.Generator().manual_seed(seed)
         labels = y if getattr(attack, "uses_labels", False) else None
         x_adv = attack(model, x.clone(), labels, generator=generator)  # it may write into its input
+        check_images(x_adv, "what the attack returned")
         if x_adv.shape != x.shape:
             raise InputError(
                 f"the attack returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}"
             )
         x_adv = x_adv.detach().to(dtype)
-        check_images(x_adv, "what the attack returned")
         spare = max(0, examples - sum(len(part.x) for part in parts))
         part = (
             y,
@@ -91,4 +91,8 @@ def _home(model: Model) -> tuple[torch.device, torch.dtype]:
     """Where the model's first parameter lies, and the precision to judge it in."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     first = next(parameters, torch.empty(0))
+    if first.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"the model's weights are {first.dtype}, and attacks are judged in float32: give model.float()"
+        )
     return first.device, torch.float64 if first.dtype == torch.float64 else torch.float32

@@ -59,7 +59,7 @@ def open_run(folder: Path, job: Json) -> Path:
                 "name another --out, or remove that folder"
             )
         return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
         raise InputError(f"{str(folder)!r} is there and is no run folder: name another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def write_tensors(
     """Write tensors as safetensors, whole or not at all."""
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     _replace(file, lambda temporary: save_file(plain, temporary, dict(facts or {})))
 
 

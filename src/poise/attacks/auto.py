@@ -17,7 +17,7 @@ from poise.threat import Ball, ball
 
 FIRST, LAST = 1.5, 0.04  # the lengths of the first and the last step in eps; they fall geometrically
 MOMENTUM = 0.3
-SHARPNESS = 24.0  # κ, where the logits at x have the standard deviation 1
+SHARPNESS, LEAST = 24.0, 3.0  # κ = 24 / standard deviation of the logits at x, at least 3
 SECANTS = 5  # forwards after the walk
 
 
@@ -74,7 +74,7 @@ class Auto:
         if y is not None:
             check_labels(y, len(x))
         if self.steps == 0 or len(x) == 0:
-            return x.detach().clone()
+            return x.detach().clamp(0, 1)
         with differentiable(model):
             center = x.detach().clamp(0, 1)
             best, far, finite = self._walk(model, center, y)
@@ -91,20 +91,27 @@ class Auto:
         at = center.clone().requires_grad_()
         logits = model(at)
         check_logits(logits, len(at), y)
+        if not logits.requires_grad:
+            raise InputError(
+                "the model's output carries no gradient with respect to x: take away its no_grad, "
+                "detach or NumPy step, or use a black-box attack"
+            )
         y = logits.argmax(dim=1) if y is None else y.to(at.device, torch.int64, copy=True)
         best = new = self._look(logits, y, at)
         far = best._replace(top=torch.full_like(best.top, torch.inf))  # lowest where the label is lost
-        sharp = SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)
+        sharp = (SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)
         greed = scale = torch.ones_like(best.top)
         finite = torch.ones_like(best.kept)
+        fall = min(1.0, max(LAST / FIRST, 2.4 * self.steps**-1.5))  # few steps must not shrink too fast
         for t in range(self.steps):
             greed = torch.where(new.kept, (1.25 * greed).clamp(max=1), 0.25 * greed)
             scale = torch.where(new.kept, scale, 0.9 * scale)
             w = _direction(new.z, y, sharp, greed, new.kept)
             slope = torch.autograd.grad(logits, at, w.to(logits.dtype))[0]
             size = slope.abs().flatten(1).mean(dim=1)
+            finite &= torch.isfinite(size)  # the sign of NaN is 0, so it would not show in x
             speed = MOMENTUM * speed + slope / per_image(size.where(size > 0, 1))
-            length = self.step * (LAST / FIRST) ** (t / max(1, self.steps - 1)) * scale
+            length = self.step * fall ** (t / max(1, self.steps - 1)) * scale
             at = at.detach() - per_image(length).to(at.dtype) * self.ball.steepest(speed)
             at = self.ball.project(at, center, draw.at(t)).requires_grad_(t + 1 < self.steps)
             logits = model(at)
@@ -122,12 +129,8 @@ class Auto:
         was lost, the way goes back to x, which can do no harm.
         """
         start, way = best.x, far.x - best.x
-        near, beyond, lead, lack = (
-            torch.zeros_like(best.top),
-            torch.ones_like(best.top),
-            best.lead,
-            far.lead,
-        )
+        near, beyond = torch.zeros_like(best.top), torch.ones_like(best.top)
+        lead, lack = best.lead, far.lead
         for _ in range(SECANTS):
             share = (lead / (lead - lack)).nan_to_num(0.5).clamp(0.05, 0.95)
             place = near + share * (beyond - near)
@@ -156,12 +159,15 @@ def _choose(mask: Mask, new: Look, old: Look) -> Look:
 
 def _direction(z: Logits, y: Labels, sharp: PerSample, greed: PerSample, kept: Mask) -> Logits:
     """The cotangent w (n, k) of one step, of length 1: the walk goes against wᵀ∂z/∂x."""
-    hot = F.one_hot(y, z.shape[1]).to(z.dtype)
-    w = (sharp[:, None] * z).softmax(dim=1) - (greed[:, None] * z).softmax(dim=1)
-    others = w * (1 - hot)
-    # Kept: w_y out of the others, exact also where p_y rounds to 1. Lost: y is raised by name too,
-    # for w raises it too little among a thousand classes.
-    w = torch.where(kept[:, None], others - others.sum(dim=1, keepdim=True) * hot, w - 0.1 * hot)
+    own = F.one_hot(y, z.shape[1]).bool()
+    sharper, softer = ((k[:, None] * z).log_softmax(dim=1) for k in (sharp, greed))
+    # Kept: what the others get, y pays, exactly, and in units of the rival's share, so that nothing
+    # vanishes where p_y rounds to 1. Lost: y is raised by name too, for w raises it too little
+    # among a thousand classes.
+    unit = rival(softer, y).where(kept, 0)[:, None]
+    w = (sharper - unit).exp() - (softer - unit).exp()
+    others = w.masked_fill(own, 0)
+    w = torch.where(own, torch.where(kept[:, None], -others.sum(dim=1, keepdim=True), w - 0.1), others)
     return w / w.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
 
 

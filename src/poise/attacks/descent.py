@@ -112,7 +112,7 @@ class Descent:
         path = self.path(model, x, y, generator=generator)
         best = next(path, None)
         if best is None:
-            return x.clone()
+            return x.detach().clamp(0, 1)
         goal = self.goal or self.objective
         lowest = goal(best.logits, best.y)
         for at in path:
@@ -194,7 +194,11 @@ class Descent:
 def _finite(point: Point) -> Mask:
     """Whether loss and gradient are numbers; sign() would turn a NaN gradient into a silent 0."""
     finite = torch.isfinite(point.loss)
-    return finite if point.grad is None else finite & torch.isfinite(point.grad.flatten(1).sum(dim=1))
+    return (
+        finite
+        if point.grad is None
+        else finite & torch.isfinite(point.grad.flatten(1).sum(dim=1, dtype=torch.float64))
+    )
 
 
 def _choose(mask: Mask, new: Point, old: Point) -> Point:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from poise.checks import InputError, check_count
+from poise.checks import InputError, check_count, check_labels
 from poise.shapes import Images, Labels
 
 Split: TypeAlias = Literal["train", "test"]
@@ -33,6 +33,14 @@ class ImageSet:
     classes: tuple[str, ...]
     scale: int = 255  # the integer that stands for 1.0
     batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_labels(self.y, len(self.pixels))
+        if len(self.y) and not (int(self.y.min()) >= 0 and int(self.y.max()) < len(self.classes)):
+            raise InputError(
+                f"the labels of {self.name} must lie in [0, {len(self.classes) - 1}], one for each of its "
+                f"classes, got [{int(self.y.min())}, {int(self.y.max())}]"
+            )
 
     def __len__(self) -> int:
         return len(self.y)
@@ -62,21 +70,20 @@ class ImageSet:
         return replace(self, batch_size=batch_size)
 
     def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
-        """So many images, each class in its share (to the nearest whole image), in their old order."""
+        """So many images, each class in its share to within one image, in their old order."""
         if images is None or images == len(self):
             return self
         check_count("images", images, 1)
         if images > len(self):
-            raise InputError(
-                f"images must be at most {len(self)}, all that {self.name} has, got {images}"
-            )
+            raise InputError(f"images must be at most {len(self)}, all that {self.name} has, got {images}")
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(len(self), generator=generator)
-        place = torch.empty(len(self), dtype=torch.float64)  # of each image in its class, in (0, 1)
-        for label in range(len(self.classes)):
-            members = shuffled[self.y[shuffled] == label]
-            place[members] = (torch.arange(len(members)).double() + 0.5) / len(members)
-        chosen = place.argsort(stable=True)[:images].sort().values
+        share = torch.bincount(self.y).double() * images / len(self)
+        quota = share.floor().long()
+        largest = (quota - share).argsort(stable=True)  # the largest remainders first
+        quota[largest[: images - int(quota.sum())]] += 1
+        members = [shuffled[self.y[shuffled] == label][:n] for label, n in enumerate(quota.tolist())]
+        chosen = torch.cat(members).sort().values
         return replace(self, pixels=self.pixels[chosen], y=self.y[chosen])
 
     def fingerprint(self) -> str:

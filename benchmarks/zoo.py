@@ -1,0 +1,286 @@
+"""Real nets with real test images, by name: what the benchmarks measure on.
+
+The folder that POISE_TEST_DATA names holds them: mnist/, weights/ and the .npz files, as its own README
+says. Nets that are not on file (digits, 3 against 8) are trained here in seconds from a seed. Every model
+takes images in [0, 1], its normalisation inside, and comes in evaluation mode.
+
+    model, x, y = load("cifar10-resnet20", images=150, start=0)
+"""
+
+import gzip
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from poise import data, models
+from poise.models import Normalize
+from poise.shapes import Images, Labels
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Case(NamedTuple):
+    """A model with images that it never saw in training, and their true labels."""
+
+    model: nn.Module
+    x: Images
+    y: Labels
+
+
+def load(name: str, *, images: int = 200, start: int = 0) -> Case:
+    """The net of that name with its test images `start` to `start + images`."""
+    net, source = ZOO[name]
+    x, y = source(start, start + images)
+    return Case(net().eval().requires_grad_(False), x, y)
+
+
+def folder() -> Path:
+    """The data folder."""
+    path = os.environ.get("POISE_TEST_DATA", "")
+    if not Path(path, "weights").is_dir():
+        raise SystemExit(f"set POISE_TEST_DATA to the folder of weights/ and mnist/; now it is {path!r}")
+    return Path(path)
+
+
+# Images
+
+
+def mnist(split: str = "t10k") -> tuple[np.ndarray, np.ndarray]:
+    """All images (n, 28, 28) and labels of MNIST's "train" or "t10k" files, uint8."""
+    x, y = (
+        np.frombuffer(gzip.decompress((folder() / "mnist" / f"{split}-{what}-ubyte.gz").read_bytes()), "u1")
+        for what in ("images-idx3", "labels-idx1")
+    )
+    return x[16:].reshape(-1, 28, 28), y[8:]
+
+
+def tensors(x: np.ndarray, y: np.ndarray, scale: int = 255) -> tuple[Images, Labels]:
+    """(n, h, w) or (n, h, w, c) integers as (n, c, h, w) floats in [0, 1], with int64 labels."""
+    x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+    pixels = torch.from_numpy(x.astype(np.float32)) / scale
+    return pixels.contiguous(), torch.from_numpy(y.astype(np.int64))
+
+
+def mnist_test(start: int, end: int) -> tuple[Images, Labels]:
+    """MNIST test images."""
+    x, y = mnist()
+    return tensors(x[start:end], y[start:end])
+
+
+def mnist_pair(a: int, b: int, split: str = "t10k") -> tuple[np.ndarray, np.ndarray]:
+    """The images of two digits; label 1 is digit b."""
+    x, y = mnist(split)
+    chosen = (y == a) | (y == b)
+    return x[chosen], y[chosen] == b
+
+
+def mnist_pair_test(a: int, b: int) -> Callable[[int, int], tuple[Images, Labels]]:
+    """Test images of two digits."""
+
+    def source(start: int, end: int) -> tuple[Images, Labels]:
+        x, y = mnist_pair(a, b)
+        return tensors(x[start:end], y[start:end])
+
+    return source
+
+
+def cifar10_test(start: int, end: int) -> tuple[Images, Labels]:
+    """CIFAR-10 test images with their original pixels (1,017 of them)."""
+    with np.load(folder() / "cifar10_exact_subset.npz") as z:
+        return tensors(z["x_test"][start:end], z["y_test"][start:end])
+
+
+def digits_test(start: int, end: int) -> tuple[Images, Labels]:
+    """scikit-learn's digits, poise's test split (360 of them)."""
+    held = data.digits("test")
+    return held.pixels[start:end].float() / held.scale, held.y[start:end]
+
+
+def imagenet_sample(start: int, end: int) -> tuple[Images, Labels]:
+    """224×224 centre crops, each of another class, spread over the 800 classes on file."""
+    from PIL import Image
+
+    with np.load(folder() / "imagenet_sample_jpeg.npz") as z:
+        body, offset, label = z["body"].tobytes(), z["offset"], z["label"]
+    order = np.random.default_rng(0).permutation(len(label))[start:end]
+    crops = []
+    for i in order:
+        image = Image.open(io.BytesIO(body[offset[i] : offset[i + 1]])).convert("RGB")
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        crops.append(np.asarray(image.crop((left, top, left + 224, top + 224))))
+    return tensors(np.stack(crops), label[order])
+
+
+# Nets
+
+
+def weights(name: str) -> dict[str, Tensor]:
+    """The tensors of a weights file."""
+    state: dict[str, Tensor] = torch.load(
+        folder() / "weights" / f"{name}.pt", map_location="cpu", weights_only=True
+    )
+    return state
+
+
+def advertorch_lenet(name: str) -> nn.Module:
+    """The LeNet-5-like MNIST net of advertorch: two 3×3 convolutions, two linear layers."""
+    net = nn.Sequential()
+    net.add_module("conv1", nn.Conv2d(1, 32, 3, padding=1))
+    net.add_module("relu1", nn.ReLU())
+    net.add_module("maxpool1", nn.MaxPool2d(2))
+    net.add_module("conv2", nn.Conv2d(32, 64, 3, padding=1))
+    net.add_module("relu2", nn.ReLU())
+    net.add_module("maxpool2", nn.MaxPool2d(2))
+    net.add_module("flatten", nn.Flatten())
+    net.add_module("linear1", nn.Linear(64 * 7 * 7, 200))
+    net.add_module("relu3", nn.ReLU())
+    net.add_module("linear2", nn.Linear(200, 10))
+    net.load_state_dict(weights(name))
+    return net
+
+
+class Block(nn.Module):
+    """A basic residual block whose shortcut has no parameters (He et al. 2016, option A)."""
+
+    def __init__(self, before: int, width: int) -> None:
+        super().__init__()
+        self.stride = 1 if before == width else 2
+        self.pad = (width - before) // 2
+        self.conv1 = nn.Conv2d(before, width, 3, self.stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(out + short)
+
+
+class CifarResNet(nn.Module):
+    """He et al.'s ResNet for CIFAR-10: 6 · blocks + 2 layers."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.normalize = Normalize(*IMAGENET)
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = (16, 16, 32, 64)
+        for stage in (1, 2, 3):
+            first = Block(widths[stage - 1], widths[stage])
+            rest = [Block(widths[stage], widths[stage]) for _ in range(blocks - 1)]
+            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+def cifar_resnet(blocks: int, name: str) -> nn.Module:
+    """A CIFAR ResNet with its weights."""
+    net = CifarResNet(blocks)
+    net.load_state_dict(weights(name))
+    return net
+
+
+def certified(name: str) -> nn.Module:
+    """A small CIFAR-10 net trained for certified robustness (Wong et al. 2018)."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 8 * 8, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+    net.load_state_dict(weights(name))
+    return nn.Sequential(Normalize(IMAGENET[0], (0.225,) * 3), net)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 on ImageNet; its layers are timm's."""
+    import timm
+
+    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    net.load_state_dict(weights("imagenet_efficientnet_lite0"))
+    return nn.Sequential(Normalize((127 / 255,) * 3, (128 / 255,) * 3), net)
+
+
+class Scaled(nn.Module):
+    """A net with its logits multiplied: the same answers with another confidence."""
+
+    def __init__(self, net: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.net, self.scale = net, scale
+
+    def forward(self, x: Images) -> Tensor:
+        return self.scale * self.net(x)
+
+
+def trained(net: nn.Module, x: Images, y: Labels, *, seed: int, epochs: int, lr: float = 0.05) -> nn.Module:
+    """The net after SGD with Nesterov momentum 0.9, the learning rate falling to 0 along a cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(x) // 128)
+    optimizer = torch.optim.SGD(net.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(x), generator=generator).split(128):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+            schedule.step()
+    return net
+
+
+def fresh_lenet(seed: int, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """LeNet with random weights that the seed alone decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return models.lenet(classes=classes, shape=shape)
+
+
+def digits_lenet(seed: int) -> Callable[[], nn.Module]:
+    """LeNet trained on digits, 40 epochs."""
+
+    def net() -> nn.Module:
+        held = data.digits("train")
+        model = fresh_lenet(seed, 10, held.shape)
+        return trained(model, held.pixels.float() / held.scale, held.y, seed=seed, epochs=40)
+
+    return net
+
+
+def pair_lenet(a: int, b: int, seed: int) -> Callable[[], nn.Module]:
+    """LeNet trained on two digits of MNIST, 2 epochs."""
+
+    def net() -> nn.Module:
+        x, y = tensors(*mnist_pair(a, b, "train"))
+        return trained(fresh_lenet(seed, 2, (1, 28, 28)), x, y, seed=seed, epochs=2)
+
+    return net
+
+
+ZOO: Mapping[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple[Images, Labels]]]] = {
+    "mnist-standard": (lambda: advertorch_lenet("mnist_lenet5_standard"), mnist_test),
+    "mnist-adversarial": (lambda: advertorch_lenet("mnist_lenet5_adversarial"), mnist_test),
+    "mnist-3-8": (pair_lenet(3, 8, seed=0), mnist_pair_test(3, 8)),
+    "mnist-4-9": (pair_lenet(4, 9, seed=1), mnist_pair_test(4, 9)),
+    "digits": (digits_lenet(0), digits_test),
+    "digits-b": (digits_lenet(1), digits_test),
+    "cifar10-resnet20": (lambda: cifar_resnet(3, "cifar10_resnet20"), cifar10_test),
+    "cifar10-resnet56": (lambda: cifar_resnet(9, "cifar10_resnet56"), cifar10_test),
+    "cifar10-certified-linf": (lambda: certified("cifar10_smallcnn_certified_linf8"), cifar10_test),
+    "cifar10-certified-l2": (lambda: certified("cifar10_smallcnn_certified_l2"), cifar10_test),
+    "imagenet-lite0": (efficientnet_lite0, imagenet_sample),
+}
