@@ -16,7 +16,7 @@ settings.load_profile("poise")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data that POISE_TEST_DATA names; CI always names it, so nothing is skipped there."""
+    """The folder of real data that POISE_TEST_DATA names; CI always does, so nothing is skipped there."""
     folder = os.environ.get("POISE_TEST_DATA")
     if folder is None:
         pytest.skip("needs real data: set POISE_TEST_DATA to a folder with mnist/*-ubyte.gz in it")
