@@ -25,7 +25,11 @@ from poise.threat import BALLS
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 EPS = {"linf": 0.06, "l2": 0.6, "l1": 4.0}
 STEPS = 5
-RANDOM = {"dropout", "pgd-random_start"}  # cases that draw, by the start of their names
+RANDOM = {
+    "dropout",
+    "pgd-random_start",
+    "random_confidence",
+}  # cases that draw, by the start of their names
 
 
 def takes(name):
@@ -373,7 +377,7 @@ def test_every_argument_is_by_name_and_has_a_default(name):
 
 PAPER = {
     "eps": 0.03,
-    "step": 5 / 255,
+    "step": None,  # 5/255 in L∞, see below
     "steps": 20,
     "grow": 1.1,
     "smoothing": 0.98,
@@ -386,6 +390,11 @@ PAPER = {
 def test_the_defaults_are_the_paper_s_evaluation(name):
     defaults = {k: parameter.default for k, parameter in takes(name).items() if k in PAPER}
     assert defaults == {k: PAPER[k] for k in defaults}
+
+
+def test_the_first_step_is_the_paper_s_in_linf_and_fits_the_budget_elsewhere():
+    assert {build(name).step for name in ("pgd", "dropout", "adaptive", "confsmooth")} == {5 / 255}
+    assert build("confsmooth", norm="l2", eps=2.0, steps=10).step == 0.5
 
 
 @every_case
@@ -413,12 +422,15 @@ REFUSED = {
     "margin": [-0.1, 1.1, math.nan],
     "keep": ["first", None, 3],
     "norm": ["l7", "", 2, None],
+    "target": [-0.1, 0.0, 1.0, math.nan],
+    "halvings": [-1, 2.5],
+    "restarts": [0, -1, 2.5],
 }
 
 
 @every_attack
 def test_the_refusals_know_every_argument(name):
-    assert takes(name).keys() <= {*REFUSED, "random_start", "rescale"}
+    assert takes(name).keys() <= {*REFUSED, "random_start"}
 
 
 @pytest.mark.parametrize(

@@ -166,8 +166,7 @@ def test_logits_that_become_nan_during_the_attack(name):
     mentions(
         refusal(build(name, steps=3), turning_nan(after=1), images(4)),
         "NaN or infinite",
-        "4 of 4 images",
-        "float32",
+        "look at its weights",  # some look at x twice, and say it of the model: no image is named
     )
 
 

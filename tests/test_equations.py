@@ -52,7 +52,7 @@ def test_eq1_of_two_classes_moves_the_logits_by_its_own_derivative():
 @pytest.mark.parametrize("seed", range(3))
 def test_eq2_keeps_the_share_of_pixels_and_eq3_zeroes_the_others(seed):
     # x is moved by .1 everywhere inside a ball of radius .2: a kept pixel moved by .1, another by 0.
-    center = 0.25 + 0.5 * images(4, seed, shape=(3, 40, 40), dtype=torch.float64)
+    center = 0.25 + 0.5 * images(4, seed, shape=(3, 150, 150), dtype=torch.float64)
     for p in (0.05, 0.5, 0.95):
         moved = Masked(Linf(0.2), p).project(center + 0.1, center, Draw.of(center).at(1))
         kept = moved != center
@@ -99,7 +99,7 @@ def test_rescale_stays_in_the_box():
 
 def test_the_dropout_attack_takes_its_mask_from_keep_fraction():
     assert dropout(eps=0.1, keep_fraction=0.3).ball == Masked(Linf(0.1), 0.3)
-    assert dropout(eps=0.1, keep_fraction=0.3, rescale=True).ball == Masked(Linf(0.1), 0.3, rescale=True)
+    assert dropout_rescaled(eps=0.1, keep_fraction=0.3).ball == Masked(Linf(0.1), 0.3, rescale=True)
 
 
 # Five images of class 0 that stand at loss .4 with p_0 = .6, and the steps that they try:

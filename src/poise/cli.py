@@ -130,7 +130,7 @@ def evaluate(
     from poise.recipes.audit import audit
 
     options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
-    names = [known_name(known.ATTACKS, name, "attack") for name in attacks]
+    names = [known_name([*known.ATTACKS, *known.READINGS], name, "attack") for name in attacks]
     chosen = {name: known.build(name, **options) for name in names}
     source = sets.load(data, split=split, images=images, seed=seed, batch_size=batch_size, root=root)
     with bars() as progress:

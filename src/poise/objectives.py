@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from poise.checks import check_number
-from poise.shapes import Labels, Logits, PerSample
+from poise.shapes import Labels, Logits, Mask, PerSample
 
 Objective: TypeAlias = Callable[[Logits, Labels], PerSample]
 
@@ -86,3 +88,60 @@ class NegativeCrossEntropy:
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return -F.cross_entropy(logits, y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Negative:
+    """The opposite of an objective: what is minimised is raised.
+
+    >>> import torch
+    >>> Negative(Confidence())(torch.zeros(1, 4), torch.tensor([2])).tolist()
+    [-0.25]
+    """
+
+    of: Objective
+
+    def __call__(self, logits: Logits, y: Labels) -> PerSample:
+        return -self.of(logits, y)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """|p_y − target|, or with `odds` the distance of their log-odds, whose gradient does not vanish.
+
+    The target is one number, or a tensor of one an image.
+
+    >>> import torch
+    >>> Distance(0.75)(torch.zeros(1, 2), torch.tensor([0])).tolist()
+    [0.25]
+    >>> round(Distance(0.75, odds=True)(torch.zeros(1, 2), torch.tensor([0])).item(), 4)  # log 3
+    1.0986
+    """
+
+    target: float | Tensor
+    odds: bool = False
+
+    def __call__(self, logits: Logits, y: Labels) -> PerSample:
+        if not self.odds:
+            return (Confidence()(logits, y) - self.target).abs()
+        others = logits.scatter(1, y[:, None], float("-inf")).logsumexp(dim=1)
+        target = torch.as_tensor(self.target, dtype=logits.dtype, device=logits.device)
+        return (logits.gather(1, y[:, None])[:, 0] - others - target.logit()).abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One objective for the images that the mask names, another for the rest.
+
+    >>> import torch
+    >>> both = Split(torch.tensor([True, False]), Confidence(), Negative(Confidence()))
+    >>> both(torch.zeros(2, 4), torch.tensor([0, 0])).tolist()
+    [0.25, -0.25]
+    """
+
+    mask: Mask
+    chosen: Objective
+    rest: Objective
+
+    def __call__(self, logits: Logits, y: Labels) -> PerSample:
+        return torch.where(self.mask, self.chosen(logits, y), self.rest(logits, y))

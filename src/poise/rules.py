@@ -44,3 +44,31 @@ class StepBack:
         improved = kept & (new.loss < at.loss)
         size = torch.where(kept, torch.where(improved, size * self.grow, size), size * self.shrink)  # eq. 5
         return kept, size  # eq. 6
+
+
+@dataclass(frozen=True)
+class Backtrack:
+    """Keep a step that improves and keeps the label; take back and halve any other.
+
+    The rule to aim at a target with, where a step can be too long without losing the label.
+    """
+
+    shrink: float = 0.5
+    grow: float = 1.1
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        StepBack(self.shrink, self.grow, self.margin)  # the same bounds
+
+    def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
+        kept, _ = StepBack(margin=self.margin)(at, new, size)
+        kept = kept & (new.loss < at.loss)
+        return kept, torch.where(kept, size * self.grow, size * self.shrink)
+
+
+@dataclass(frozen=True)
+class KeepPrediction:
+    """Keep a step while the prediction stays what it is, whatever y; the size stays."""
+
+    def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
+        return new.logits.argmax(dim=1) == at.logits.argmax(dim=1), size

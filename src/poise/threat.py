@@ -89,6 +89,56 @@ class L2:
 
 
 @dataclass(frozen=True)
+class L1:
+    """The sum of all pixels' changes is at most eps.
+
+    >>> moved = L1(1.0).project(torch.tensor([[[[0.9, 0.6]]]]), torch.zeros(1, 1, 1, 2))
+    >>> [round(v, 6) for v in moved.flatten().tolist()]
+    [0.65, 0.35]
+    """
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, 0)
+
+    def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
+        """The nearest point in both the ball and the box (the solver is exact up to rounding).
+
+        A pixel's change d becomes sign(d)·min(max(|d| − λ, 0), its room up to the box), with the one
+        λ that spends eps. The sum falls with λ, linearly between the 2·c·h·w places where a pixel
+        begins or ends to move.
+        """
+        delta = (x - center).flatten(1).double()
+        away, room = delta.abs(), torch.where(delta > 0, 1 - center.flatten(1), center.flatten(1))
+        start, end = away, (away - room).clamp_min(0)
+        places, order = torch.cat([start, end], dim=1).sort(dim=1, descending=True)
+        moving = torch.where(order < away.shape[1], 1.0, -1.0).double().cumsum(dim=1)
+        spent = (moving[:, :-1] * (places[:, :-1] - places[:, 1:])).cumsum(dim=1)  # at places[1:]
+        last = (spent < self.eps).sum(dim=1, keepdim=True).clamp(max=spent.shape[1] - 1)
+        before = torch.where(last > 0, spent.gather(1, (last - 1).clamp_min(0)), 0.0)
+        rest = (self.eps - before) / moving.gather(1, last).clamp_min(1)
+        level = (places.gather(1, last) - rest).clamp_min(0)
+        level = torch.where(torch.minimum(away, room).sum(dim=1, keepdim=True) <= self.eps, 0.0, level)
+        change = delta.sign() * torch.minimum((away - level).clamp_min(0), room.double())
+        return (center + change.reshape(x.shape).to(center.dtype)).clamp(0, 1)
+
+    def steepest(self, grad: Images) -> Images:
+        """Equal steps on the twentieth of the pixels with the largest gradient (Tramèr & Boneh 2019)."""
+        flat = grad.flatten(1)
+        many = max(1, flat.shape[1] // 20)
+        top = flat.abs().topk(many, dim=1).indices
+        return torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign() / many).reshape(grad.shape)
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        sides = 2 * draw.uniform(center).flatten(1) - 1
+        lengths = -sides.abs().clamp_min(1e-30).log()
+        way = sides.sign() * lengths / lengths.sum(dim=1, keepdim=True)
+        radius = self.eps * draw.uniform_each(sides[:, 0]) ** (1 / max(1, sides.shape[1]))
+        return self.project(center + (radius[:, None] * way).reshape(center.shape), center)
+
+
+@dataclass(frozen=True)
 class Masked:
     """A random face of the ball: only a fresh share `keep_fraction` of the pixels may differ (eqs. 2-3).
 
@@ -122,7 +172,7 @@ class Masked:
         return self.ball.sample(center, draw)
 
 
-BALLS: Mapping[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2}
+BALLS: Mapping[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}
 
 
 def ball(norm: str, eps: float) -> Ball:
@@ -132,3 +182,14 @@ def ball(norm: str, eps: float) -> Ball:
     L2(eps=0.5)
     """
     return lookup(BALLS, norm, "norm")(eps)
+
+
+def first_step(norm: str, eps: float, step: float | None, steps: int) -> float:
+    """The first step's size: as given, else the paper's 5/255 in L∞, and 2.5·eps / steps elsewhere.
+
+    >>> first_step("linf", 0.03, None, 20) == 5 / 255, first_step("l2", 2.0, None, 20)
+    (True, 0.25)
+    """
+    if step is not None:
+        return step
+    return 5 / 255 if norm.lower() == "linf" else 2.5 * eps / max(1, steps)

@@ -4,12 +4,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from poise import naming
+from poise.attacks.ace import ace
 from poise.attacks.adaptive import adaptive
+from poise.attacks.auto import auto
+from poise.attacks.calibration import (
+    max_miscalibration,
+    overconfidence,
+    random_confidence,
+    target_confidence,
+)
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.descent import Attack, Descent
-from poise.attacks.dropout import dropout
+from poise.attacks.dropout import dropout, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
+from poise.attacks.worst_case import worst_case
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": fgsm,
@@ -17,6 +26,16 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "dropout": dropout,
     "adaptive": adaptive,
     "confsmooth": confsmooth,
+    "auto": auto,
+    "overconfidence": overconfidence,
+    "max_miscalibration": max_miscalibration,
+    "random_confidence": random_confidence,
+    "target_confidence": target_confidence,
+    "ace": ace,
+}
+READINGS: Mapping[str, Callable[..., Attack]] = {  # to compare published numbers with: they leave the ball
+    "dropout_rescaled": dropout_rescaled,
+    "dropout_cited": dropout_cited,
 }
 
 
@@ -26,7 +45,27 @@ def build(name: str, **options: Any) -> Attack:
     >>> build("fgsm", eps=0.1, steps=20) == fgsm(eps=0.1)
     True
     """
-    return naming.build(ATTACKS, name, "attack", options)
+    return naming.build({**ATTACKS, **READINGS}, name, "attack", options)
 
 
-__all__ = ["ATTACKS", "Attack", "Descent", "adaptive", "build", "confsmooth", "dropout", "fgsm", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "READINGS",
+    "Attack",
+    "Descent",
+    "ace",
+    "adaptive",
+    "auto",
+    "build",
+    "confsmooth",
+    "dropout",
+    "dropout_cited",
+    "dropout_rescaled",
+    "fgsm",
+    "max_miscalibration",
+    "overconfidence",
+    "pgd",
+    "random_confidence",
+    "target_confidence",
+    "worst_case",
+]

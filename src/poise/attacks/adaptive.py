@@ -3,13 +3,13 @@
 from poise.attacks.descent import Descent, Keep, margin_for
 from poise.objectives import Confidence, Gap
 from poise.rules import StepBack
-from poise.threat import ball
+from poise.threat import ball, first_step
 
 
 def adaptive(
     *,
     eps: float = 0.03,
-    step: float = 5 / 255,
+    step: float | None = None,
     steps: int = 20,
     grow: float = 1.1,
     margin: float | None = None,
@@ -28,7 +28,7 @@ def adaptive(
         objective=Gap(),  # eq. 1
         rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6
         ball=ball(norm, eps),
-        step=step,
+        step=first_step(norm, eps, step, steps),
         steps=steps,
         keep=keep,
         goal=Confidence(),

@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from poise.checks import InputError, check_count, check_images, check_labels, check_logits, check_number
+from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.checks import check_count, check_logits, check_number
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import rival
@@ -70,20 +71,13 @@ class Auto:
         generator: torch.Generator | None = None,
     ) -> Images:
         """The attacked images; arguments and refusals are those of `Descent`, y the labels to keep."""
-        check_images(x)
-        if y is not None:
-            check_labels(y, len(x))
+        center, y = accepted(x, y)
         if self.steps == 0 or len(x) == 0:
-            return x.detach().clamp(0, 1)
+            return center
         with differentiable(model):
-            center = x.detach().clamp(0, 1)
             best, far, finite = self._walk(model, center, y)
             best = self._approach(model, center, best, far, finite)
-        if not finite.all():
-            raise InputError(
-                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
-                f"{len(x)} images during the attack: look at its weights, or attack in float32"
-            )
+        check_finite(finite)
         return best.x
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Look, Look, Mask]:
@@ -91,12 +85,8 @@ class Auto:
         at = center.clone().requires_grad_()
         logits = model(at)
         check_logits(logits, len(at), y)
-        if not logits.requires_grad:
-            raise InputError(
-                "the model's output carries no gradient with respect to x: take away its no_grad, "
-                "detach or NumPy step, or use a black-box attack"
-            )
-        y = logits.argmax(dim=1) if y is None else y.to(at.device, torch.int64, copy=True)
+        check_differentiable(logits)
+        y = logits.argmax(dim=1) if y is None else y
         best = new = self._look(logits, y, at)
         far = best._replace(top=torch.full_like(best.top, torch.inf))  # lowest where the label is lost
         sharp = (SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)
@@ -144,8 +134,7 @@ class Auto:
         return best
 
     def _look(self, logits: Logits, y: Labels, x: Images) -> Look:
-        z = logits.detach()
-        z = z.float() if z.dtype in (torch.half, torch.bfloat16) else z
+        z = wide(logits.detach())
         p = z.softmax(dim=1)
         lead, gap = (v.gather(1, y[:, None])[:, 0] - rival(v, y) for v in (z, p))
         return Look(x.detach(), y, z, lead, p.amax(dim=1), (lead > 0) & (gap >= self.margin))

@@ -3,13 +3,13 @@
 from poise.attacks.descent import Descent, Keep, margin_for
 from poise.objectives import Confidence, SmoothedCrossEntropy
 from poise.rules import StepBack
-from poise.threat import ball
+from poise.threat import ball, first_step
 
 
 def confsmooth(
     *,
     eps: float = 0.03,
-    step: float = 5 / 255,
+    step: float | None = None,
     steps: int = 20,
     smoothing: float = 0.98,
     grow: float = 1.1,
@@ -22,7 +22,7 @@ def confsmooth(
         objective=SmoothedCrossEntropy(smoothing),  # eq. 7
         rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6
         ball=ball(norm, eps),
-        step=step,
+        step=first_step(norm, eps, step, steps),
         steps=steps,
         keep=keep,
         goal=Confidence(),

@@ -8,15 +8,8 @@ from typing import Literal, Protocol, TypeAlias
 
 import torch
 
-from poise.checks import (
-    InputError,
-    check_choice,
-    check_count,
-    check_images,
-    check_labels,
-    check_logits,
-    check_number,
-)
+from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.checks import InputError, check_choice, check_count, check_logits, check_number
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import Objective
@@ -139,14 +132,9 @@ class Descent:
         An image that steps back stands where it stood. Nothing is yielded for steps = 0 or an
         empty batch.
         """
-        check_images(x)
-        if y is not None:
-            check_labels(y, len(x))
+        center, y = accepted(x, y)
         if self.steps == 0 or len(x) == 0:
             return
-        with torch.inference_mode(False):
-            center = x.detach().clamp(0, 1)
-            y = None if y is None else y.to(x.device, torch.long, copy=True)  # autograd keeps it
         draw = Draw.of(center, generator)
         start = center
         if self.random_start:
@@ -155,7 +143,7 @@ class Descent:
         at = self._point(model, start, y, grad=True, check=True)
         size = torch.full_like(at.loss, self.step)
         yield at
-        finite = _finite(at)
+        sound = is_finite(at)
         for t in range(1, self.steps + 1):
             assert at.grad is not None
             way = per_image(size) * self.ball.steepest(at.grad)
@@ -163,13 +151,9 @@ class Descent:
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
             at = _choose(kept, new, at)
-            finite &= _finite(new)
+            sound &= is_finite(new)
             yield at
-        if not finite.all():
-            raise InputError(
-                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
-                f"{len(x)} images during the attack: look at its weights, or attack in float32"
-            )
+        check_finite(sound)
 
     def _point(
         self, model: Model, x: Images, y: Labels | None, *, grad: bool, check: bool = False
@@ -179,26 +163,21 @@ class Descent:
             logits = model(x)
             if check:
                 check_logits(logits, len(x), y)
-            logits = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+            logits = wide(logits)
             y = logits.argmax(dim=1) if y is None else y
             loss = self.objective(logits, y)
-            if grad and not loss.requires_grad:
-                raise InputError(
-                    "the model's output carries no gradient with respect to x: take away its no_grad, "
-                    "detach or NumPy step, or use a black-box attack"
-                )
+            if grad:
+                check_differentiable(loss)
             gradient = torch.autograd.grad(loss.sum(), x)[0] if grad else None
         return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
 
 
-def _finite(point: Point) -> Mask:
+def is_finite(point: Point) -> Mask:
     """Whether loss and gradient are numbers; sign() would turn a NaN gradient into a silent 0."""
-    finite = torch.isfinite(point.loss)
-    return (
-        finite
-        if point.grad is None
-        else finite & torch.isfinite(point.grad.flatten(1).sum(dim=1, dtype=torch.float64))
-    )
+    sound = torch.isfinite(point.loss)
+    if point.grad is not None:  # in float64, so that large numbers do not add up to infinity
+        sound &= torch.isfinite(point.grad.flatten(1).sum(dim=1, dtype=torch.float64))
+    return sound
 
 
 def _choose(mask: Mask, new: Point, old: Point) -> Point:

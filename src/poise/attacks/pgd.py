@@ -1,32 +1,37 @@
 """Projected gradient descent (Madry et al. 2018)."""
 
 from poise.attacks.descent import Descent, Keep
+from poise.attacks.worst_case import Restarts
 from poise.objectives import NegativeCrossEntropy
 from poise.rules import Always
-from poise.threat import ball
+from poise.threat import ball, first_step
 
 
 def pgd(
     *,
     eps: float = 0.03,
-    step: float = 5 / 255,
+    step: float | None = None,
     steps: int = 20,
     keep: Keep = "last",
     norm: str = "linf",
     random_start: bool = False,
-) -> Descent:
+    restarts: int = 1,
+) -> Descent | Restarts:
     """The misclassification attack: up the cross-entropy of the label (Madry et al. 2018).
+
+    With several `restarts`, each from a random start of its own, an image gets the worst of its own.
 
     >>> pgd(eps=8/255, random_start=True).random_start
     True
     """
-    return Descent(
+    attack = Descent(
         objective=NegativeCrossEntropy(),
         rule=Always(),
         ball=ball(norm, eps),
-        step=step,
+        step=first_step(norm, eps, step, steps),
         steps=steps,
         keep=keep,
         random_start=random_start,
         uses_labels=True,
     )
+    return attack if restarts == 1 else Restarts(attack, restarts)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from poise.attacks import ATTACKS
+from poise.attacks import ATTACKS, READINGS
 from poise.data import DATASETS
 from poise.defenses import DEFENSES
 from poise.metrics import METRICS
@@ -14,6 +14,7 @@ from poise.models import MODELS
 
 TABLES = {
     "attacks": ATTACKS,
+    "published readings of attacks, which leave their ball": READINGS,
     "defenses": DEFENSES,
     "models": MODELS,
     "data sets": DATASETS,

@@ -1,0 +1,75 @@
+"""ACE: one gradient, and a step that halves until the label holds (Galil & El-Yaniv 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from poise.attacks.common import accepted, check_finite, judged, rejudged
+from poise.attacks.descent import Descent, is_finite
+from poise.checks import check_count
+from poise.draws import Draw
+from poise.objectives import Confidence, Negative, Split
+from poise.rules import Always
+from poise.shapes import Images, Labels, Model, per_image
+from poise.threat import Ball, ball
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ace:
+    """Right answers less sure, wrong answers surer, by one step along the gradient of p_y.
+
+    A step that changes the prediction is halved, up to `halvings` times, else not taken. One
+    backward, `halvings` + 3 forwards. Without y every prediction counts as right.
+    """
+
+    uses_labels: ClassVar[bool] = True
+
+    ball: Ball
+    step: float
+    halvings: int = 15
+
+    def __post_init__(self) -> None:
+        check_count("halvings", self.halvings)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        x, y = accepted(x, y)
+        if len(x) == 0:
+            return x
+        with torch.inference_mode(False):
+            return self._moved(model, x, y)
+
+    def _moved(self, model: Model, x: Images, y: Labels | None) -> Images:
+        prediction = judged(model, x, y).argmax(dim=1)
+        right = prediction == (prediction if y is None else y)
+        aim = Split(right, Confidence(), Negative(Confidence()))
+        once = Descent(objective=aim, rule=Always(), ball=self.ball, step=self.step, steps=1)
+        start = next(once.path(model, x, prediction))
+        assert start.grad is not None
+        check_finite(is_finite(start))
+        way, found, size = self.ball.steepest(start.grad), x, self.step
+        waiting = torch.ones_like(right)
+        for _ in range(self.halvings + 1):
+            tried = self.ball.project(x - size * way, x, Draw.of(x))
+            kept = waiting & (rejudged(model, tried).argmax(dim=1) == prediction)
+            found = torch.where(per_image(kept), tried, found)
+            waiting, size = waiting & ~kept, size / 2
+        return found
+
+
+def ace(*, eps: float = 0.03, halvings: int = 15, norm: str = "linf") -> Ace:
+    """One gradient step of size eps, halved until the label holds (Galil & El-Yaniv 2021).
+
+    >>> ace(eps=0.1).halvings
+    15
+    """
+    return Ace(ball=ball(norm, eps), step=eps, halvings=halvings)

@@ -1,0 +1,63 @@
+"""What every attack begins and ends with: inputs checked, models borrowed, refusals alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from poise.checks import InputError, check_images, check_labels, check_logits
+from poise.modes import evaluating
+from poise.shapes import Images, Labels, Logits, Mask, Model
+
+
+def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
+    """The images and labels, checked, as plain tensors that autograd can keep; x is in [0, 1]."""
+    check_images(x)
+    if y is not None:
+        check_labels(y, len(x))
+    with torch.inference_mode(False):
+        kept = None if y is None else y.to(x.device, torch.long, copy=True)
+        return x.detach().clamp(0, 1), kept
+
+
+def judged(model: Model, x: Images, y: Labels | None = None) -> Logits:
+    """The model's logits at clean images, in evaluation mode, without a graph, checked."""
+    logits = _forward(model, x)
+    check_logits(logits, len(x), y)
+    return wide(logits)
+
+
+def rejudged(model: Model, x_adv: Images) -> Logits:
+    """The model's logits at attacked images; refuses NaN and infinity."""
+    logits = wide(_forward(model, x_adv))
+    check_finite(torch.isfinite(logits).all(dim=1))
+    return logits
+
+
+def wide(logits: Logits) -> Logits:
+    """Half-precision logits in float32, others as they are."""
+    return logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+
+
+def check_differentiable(output: Tensor) -> None:
+    """Refuse an output without a graph back to the images."""
+    if not output.requires_grad:
+        raise InputError(
+            "the model's output carries no gradient with respect to x: take away its no_grad, detach "
+            "or NumPy step, or use a black-box attack"
+        )
+
+
+def check_finite(finite: Mask) -> None:
+    """Refuse an attack in whose course numbers ceased to be finite (one host synchronisation)."""
+    lost = int((~finite).sum())
+    if lost:
+        raise InputError(
+            f"the model's logits or gradients became NaN or infinite for {lost} of {len(finite)} "
+            "images during the attack: look at its weights, or attack in float32"
+        )
+
+
+def _forward(model: Model, x: Images) -> Logits:
+    with torch.inference_mode(False), evaluating(model), torch.no_grad():
+        return model(x)
