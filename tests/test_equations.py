@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from nets import images
-from poise.attacks import dropout
+from poise.attacks import dropout, dropout_rescaled
 from poise.draws import Draw
 from poise.objectives import Confidence, Gap, NegativeCrossEntropy, SmoothedCrossEntropy
 from poise.rules import Always, StepBack

@@ -91,7 +91,7 @@ def evaluate(
     model: str,
     data: str,
     out: Path,
-    attacks: tuple[str, ...] = ("pgd", "dropout", "adaptive", "confsmooth"),
+    attacks: tuple[str, ...] = ("pgd", "adaptive", "confsmooth", "auto"),
     eps: float = 0.03,
     step: float | None = None,
     steps: int | None = None,
@@ -116,7 +116,7 @@ def evaluate(
         step: First step's size, in pixels of [0, 1]; 5/255 by default.
         steps: Gradient steps; 20 by default.
         keep: Return the last point or the best; each attack's own choice by default.
-        norm: Norm of the budget, linf or l2.
+        norm: Norm of the budget: linf, l2 or l1.
         weights: File of weights for a model given by name.
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.

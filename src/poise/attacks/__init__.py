@@ -18,6 +18,7 @@ from poise.attacks.descent import Attack, Descent
 from poise.attacks.dropout import dropout, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
+from poise.attacks.pgd_bisect import pgd_bisect
 from poise.attacks.worst_case import worst_case
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
@@ -27,6 +28,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "adaptive": adaptive,
     "confsmooth": confsmooth,
     "auto": auto,
+    "pgd_bisect": pgd_bisect,
     "overconfidence": overconfidence,
     "max_miscalibration": max_miscalibration,
     "random_confidence": random_confidence,
@@ -65,6 +67,7 @@ __all__ = [
     "max_miscalibration",
     "overconfidence",
     "pgd",
+    "pgd_bisect",
     "random_confidence",
     "target_confidence",
     "worst_case",

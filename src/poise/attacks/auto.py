@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
 from poise.checks import check_count, check_logits, check_number
@@ -148,7 +147,7 @@ def _choose(mask: Mask, new: Look, old: Look) -> Look:
 
 def _direction(z: Logits, y: Labels, sharp: PerSample, greed: PerSample, kept: Mask) -> Logits:
     """The cotangent w (n, k) of one step, of length 1: the walk goes against wᵀ∂z/∂x."""
-    own = F.one_hot(y, z.shape[1]).bool()
+    own = torch.arange(z.shape[1], device=z.device) == y[:, None]  # one_hot would wait for the device
     sharper, softer = ((k[:, None] * z).log_softmax(dim=1) for k in (sharp, greed))
     # Kept: what the others get, y pays, exactly, and in units of the rival's share, so that nothing
     # vanishes where p_y rounds to 1. Lost: y is raised by name too, for w raises it too little

@@ -24,7 +24,15 @@ def pgd(
     >>> pgd(eps=8/255, random_start=True).random_start
     True
     """
-    attack = Descent(
+    attack = descent(eps=eps, step=step, steps=steps, keep=keep, norm=norm, random_start=random_start)
+    return attack if restarts == 1 else Restarts(attack, restarts)
+
+
+def descent(
+    *, eps: float, step: float | None, steps: int, keep: Keep, norm: str, random_start: bool
+) -> Descent:
+    """PGD without restarts."""
+    return Descent(
         objective=NegativeCrossEntropy(),
         rule=Always(),
         ball=ball(norm, eps),
@@ -34,4 +42,3 @@ def pgd(
         random_start=random_start,
         uses_labels=True,
     )
-    return attack if restarts == 1 else Restarts(attack, restarts)

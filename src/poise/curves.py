@@ -1,0 +1,121 @@
+"""Confidence against budget: curves over ε, and the least ε at which the confidence falls below τ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from poise.attacks import Attack
+from poise.attacks.common import accepted, judged, rejudged
+from poise.checks import InputError, check_count, check_number
+from poise.objectives import Gap
+from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
+
+MARGIN = 1e-4  # by how much the label has to hold, in probability
+
+
+def confidence_curve(
+    model: Model,
+    x: Images,
+    attack: Callable[[float], Attack],
+    epsilons: Sequence[float],
+    *,
+    y: Labels | None = None,
+) -> Float[Tensor, "n e"]:
+    """The lowest confidence (n, e) that the attack reaches within each budget, the label kept.
+
+    Judged by forwards of its own. The balls lie in one another, so a smaller budget's point counts
+    for a larger one too: a row never rises.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        x: images (n, c, h, w).
+        attack: makes the attack of a budget, e.g. `lambda eps: poise.attacks.auto(eps=eps)`.
+        epsilons: the budgets, rising.
+        y: labels to keep; by default the predictions.
+
+    Raises:
+        InputError: budgets that do not rise, or what the attack refuses.
+    """
+    _check_rising(epsilons)
+    x, y = accepted(x, y)
+    logits = judged(model, x, y)
+    y = logits.argmax(dim=1) if y is None else y
+    lowest, columns = logits.softmax(dim=1).amax(dim=1), []
+    for eps in epsilons:
+        kept, top = _judge(model, attack(eps)(model, x, y), y)
+        lowest = torch.where(kept & (top < lowest), top, lowest)
+        columns.append(lowest)
+    return torch.stack(columns, dim=1)
+
+
+def minimum_eps(
+    model: Model,
+    x: Images,
+    attack: Callable[[float], Attack],
+    epsilons: Sequence[float],
+    *,
+    threshold: float,
+    norm: Callable[[Images, Images], PerSample],
+    y: Labels | None = None,
+    bisections: int = 8,
+) -> PerSample:
+    """The length (n,) of the shortest change found that brings the confidence below the threshold.
+
+    The label is kept. Infinite where no budget of the list suffices, 0 where the clean confidence
+    is below already. The first point found is drawn towards x by bisections, forwards only.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        x: images (n, c, h, w).
+        attack: makes the attack of a budget.
+        epsilons: the budgets to try, rising.
+        threshold: the confidence to fall below.
+        norm: the length of a change, e.g. `poise.metrics.linf`.
+        y: labels to keep; by default the predictions.
+        bisections: forwards to shorten each change with.
+    """
+    _check_rising(epsilons)
+    check_number("threshold", threshold, 0, 1)
+    check_count("bisections", bisections)
+    x, y = accepted(x, y)
+    logits = judged(model, x, y)
+    y = logits.argmax(dim=1) if y is None else y
+    shortest = torch.where(logits.softmax(dim=1).amax(dim=1) < threshold, 0.0, torch.inf)
+    for eps in epsilons:
+        if shortest.isfinite().all():
+            break
+        found = attack(eps)(model, x, y)
+        far, near = torch.ones_like(shortest), torch.zeros_like(shortest)
+        below = _below(model, found, y, threshold)
+        for _ in range(bisections):
+            middle = (near + far) / 2
+            enough = _below(model, _between(x, found, middle), y, threshold)
+            near, far = torch.where(enough, near, middle), torch.where(enough, middle, far)
+        length = norm(_between(x, found, far), x).to(shortest.dtype)
+        shortest = torch.where(below, torch.minimum(shortest, length), shortest)
+    return shortest
+
+
+def _between(x: Images, far: Images, share: PerSample) -> Images:
+    return (x + per_image(share).to(x.dtype) * (far - x)).clamp(0, 1)
+
+
+def _below(model: Model, x: Images, y: Labels, threshold: float) -> Mask:
+    kept, top = _judge(model, x, y)
+    return kept & (top < threshold)
+
+
+def _judge(model: Model, x: Images, y: Labels) -> tuple[Mask, PerSample]:
+    logits = rejudged(model, x)
+    kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= MARGIN)
+    return kept, logits.softmax(dim=1).amax(dim=1)
+
+
+def _check_rising(epsilons: Sequence[float]) -> None:
+    if not epsilons or any(a >= b for a, b in pairwise(epsilons)):
+        raise InputError(f"epsilons must rise and hold at least one budget, got {list(epsilons)}")
