@@ -29,6 +29,7 @@ RANDOM = {
     "dropout",
     "pgd-random_start",
     "random_confidence",
+    "square",
 }  # cases that draw, by the start of their names
 
 
@@ -58,8 +59,16 @@ class Case(NamedTuple):
         return str(self).startswith(tuple(RANDOM))
 
     def attack(self, **changes):
-        options = {"eps": self.eps, "step": self.eps / 3, "steps": STEPS}
+        options = {"eps": self.eps, "step": self.eps / 3, "steps": STEPS, "queries": 20}
         return build(self.name, **options | self.options | changes)
+
+
+def offered(name, norm):
+    """Whether the attack knows the norm: random search and DeepFool know no L1."""
+    try:
+        return build(name, norm=norm) is not None
+    except InputError:
+        return False
 
 
 def cases():
@@ -67,6 +76,8 @@ def cases():
         for norm in BALLS if "norm" in takes(name) else (None,):
             for keep in ("last", "best") if "keep" in takes(name) else (None,):
                 options = {"norm": norm, "keep": keep}
+                if norm is not None and not offered(name, norm):
+                    continue
                 yield Case(name, {k: v for k, v in options.items() if v is not None})
         if "random_start" in takes(name):
             yield Case(name, {"random_start": True})
@@ -100,6 +111,8 @@ def test_attacked_images_lie_in_the_ball_and_in_the_box(case, seed):
 @every_case
 @pytest.mark.parametrize("seed", range(2))
 def test_attacked_images_have_moved(case, seed):
+    if case.name == "cw":  # nothing within these budgets is misclassified, so it gives x back
+        case = Case("cw", {"eps": 3.0, "steps": 30})
     net, x = conv_net(seed), images(24, seed + 10)
     x = x[lead(net, x).argsort(descending=True)[:6]]  # far from the boundary, so that a step can be kept
     moved = case.attack(step=case.eps / 50)(net, x) - x
@@ -386,10 +399,14 @@ PAPER = {
 }
 
 
+MINIMAL = ("cw", "deepfool")  # they seek the nearest point, without a budget, by their papers' defaults
+
+
 @every_attack
 def test_the_defaults_are_the_paper_s_evaluation(name):
     defaults = {k: parameter.default for k, parameter in takes(name).items() if k in PAPER}
-    assert defaults == {k: PAPER[k] for k in defaults}
+    if name not in MINIMAL:
+        assert defaults == {k: PAPER[k] for k in defaults}
 
 
 def test_the_first_step_is_the_paper_s_in_linf_and_fits_the_budget_elsewhere():
@@ -424,6 +441,15 @@ REFUSED = {
     "norm": ["l7", "", 2, None],
     "target": [-0.1, 0.0, 1.0, math.nan],
     "halvings": [-1, 2.5],
+    "queries": [-1, 2.5, "3"],
+    "p_init": [-0.1, 1.1, math.nan],
+    "outputs": ["scores", None],
+    "confidence": [-1.0, math.inf],
+    "binary_search": [0, 1.5],
+    "lr": [-0.1, math.nan],
+    "initial": [0.0, math.inf],
+    "overshoot": [-0.1, math.nan],
+    "candidates": [1, "10"],
     "restarts": [0, -1, 2.5],
 }
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nets import Counting, confidence, conv_net, images, lead, predictions
 from poise import InputError
+from poise.attacks import square_moves
 from poise.attacks.square import square
 from poise.attacks.square_confidence import (
     square_max_miscalibration,
@@ -30,7 +31,7 @@ KEEPING = [
     square_random_confidence,
 ]
 EPS = {"linf": 0.1, "l2": 0.8}
-QUERIES = 40
+QUERIES = 24
 every = pytest.mark.parametrize("make", [square, *KEEPING])
 each_keeping = pytest.mark.parametrize("make", KEEPING)
 each_norm = pytest.mark.parametrize("norm", EPS)
@@ -219,7 +220,7 @@ def test_nothing_to_do_gives_x_and_asks_nothing(make, norm):
 
 @every
 @each_norm
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_images_keep_their_dtype(make, norm, dtype):
     x = images(4, dtype=dtype)
     x_adv = attack_of(make, norm)(conv_net(dtype=dtype), x)
@@ -230,11 +231,11 @@ def test_images_keep_their_dtype(make, norm, dtype):
 @each_norm
 def test_more_queries_of_one_horizon_are_never_worse(make, norm):
     net, x = conv_net(scale=30.0, dtype=torch.float64), images(16, 10, dtype=torch.float64)
-    attack = replace(attack_of(make, norm), horizon=80)
+    attack = replace(attack_of(make, norm), horizon=40)
     goal = attack.aim.goal(net(x).detach(), None, Draw.of(x))
     losses = [
         attack.aim.score(net(replace(attack, queries=n)(net, x)).detach(), goal).loss
-        for n in (0, 1, 2, 3, 10, 40, 80)
+        for n in (0, 1, 2, 3, 10, 40)
     ]
     for before, after in itertools.pairwise(losses):
         assert (after <= before + 1e-12).all()
@@ -293,18 +294,48 @@ def test_random_confidences_are_aimed_at_and_come_nearer_for_every_image(norm, t
     assert (spent[after > 0.0101] == 80).all() and (spent[after < 0.0099] <= 80).all()
 
 
-@pytest.mark.parametrize(("norm", "eps", "theirs"), [("linf", 0.12, "Linf"), ("l2", 0.6, "L2")])
-def test_success_is_that_of_torchattacks_over_seeds(norm, eps, theirs, trained):
-    """Robust accuracy after 100 queries, mean of 3 seeds on 200 images: ours at most 0.03 above theirs."""
+class Plain(square_moves.Squares):
+    """Moves that may propose what the image already has, as the source's do."""
+
+    def propose(self, at, center, side, draw):
+        u = square_moves._numbers(center, draw, 2 + center.shape[1])
+        inside, _, _ = square_moves._window(center, max(round(side), 1), u[:, 0], u[:, 1])
+        move = self.ball.eps * square_moves._signs(u[:, 2:])[:, :, None, None]
+        return torch.where(inside, self.ball.project(center + move, center), at)
+
+
+def source_window(x, side, u, v):
+    """Squares that never reach the last row and column, as the source's."""
+    places = [(u, x.shape[2]), (v, x.shape[3])]
+    row, column = (torch.arange(n) - (at[:, None] * (n - side)).floor().long() for at, n in places)
+    down, across = ((i >= 0) & (i < side) for i in (row, column))
+    return down[:, None, :, None] & across[:, None, None, :], row, column
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
+def test_success_is_torchattacks_s_with_the_source_s_moves_and_no_less_with_ours(
+    norm, eps, trained, monkeypatch
+):
+    """Robust accuracy after 100 queries, mean of 3 seeds on 200 images.
+
+    Torchattacks puts one square on the whole batch: its seeds scatter by 0.035, the mean of three by 0.02.
+    """
     net, x, y = trained
     x, y = x[:200], y[:200]
-    ours, other = [], []
-    for seed in range(3):
-        x_adv = square(eps=eps, norm=norm, queries=100)(net, x, y, generator=generator(seed))
-        ours.append((predictions(net, x_adv) == y).float().mean())
-        with torch.random.fork_rng(devices=[]):
-            rival = torchattacks.Square(net, norm=theirs, eps=eps, n_queries=99, seed=seed)
-            other.append((predictions(net, rival(x, y)) == y).float().mean())
-    clean = (predictions(net, x) == y).float().mean()
-    assert clean > 0.9 and sum(ours) / 3 < clean - 0.1
-    assert sum(ours) / 3 <= sum(other) / 3 + 0.03
+
+    def robust(attacks):
+        return sum(float((predictions(net, attack(x, y)) == y).float().mean()) for attack in attacks) / 3
+
+    def searches(attack):
+        return [lambda x, y, s=s: attack(net, x, y, generator=generator(s)) for s in range(3)]
+
+    attack = square(eps=eps, norm=norm, queries=100)
+    ours = robust(searches(attack))
+    with torch.random.fork_rng(devices=[]):
+        options = {"norm": norm.title(), "eps": eps, "n_queries": 99}
+        theirs = robust([torchattacks.Square(net, seed=seed, **options) for seed in range(3)])
+    monkeypatch.setattr(square_moves, "_window", source_window)
+    alike = replace(attack, moves=Plain(attack.moves.ball)) if norm == "linf" else attack
+    assert abs(robust(searches(alike)) - theirs) <= 0.07
+    assert ours <= theirs + 0.03
+    assert ours < float((predictions(net, x) == y).float().mean()) - 0.1

@@ -13,12 +13,21 @@ from poise.attacks.calibration import (
     random_confidence,
     target_confidence,
 )
+from poise.attacks.carlini import cw
 from poise.attacks.confsmooth import confsmooth
+from poise.attacks.deepfool import deepfool
 from poise.attacks.descent import Attack, Descent
 from poise.attacks.dropout import dropout, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
 from poise.attacks.pgd_bisect import pgd_bisect
+from poise.attacks.square import square
+from poise.attacks.square_confidence import (
+    square_max_miscalibration,
+    square_overconfidence,
+    square_random_confidence,
+    square_underconfidence,
+)
 from poise.attacks.worst_case import worst_case
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
@@ -34,6 +43,13 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "random_confidence": random_confidence,
     "target_confidence": target_confidence,
     "ace": ace,
+    "cw": cw,
+    "deepfool": deepfool,
+    "square": square,
+    "square_underconfidence": square_underconfidence,
+    "square_overconfidence": square_overconfidence,
+    "square_max_miscalibration": square_max_miscalibration,
+    "square_random_confidence": square_random_confidence,
 }
 READINGS: Mapping[str, Callable[..., Attack]] = {  # to compare published numbers with: they leave the ball
     "dropout_rescaled": dropout_rescaled,
@@ -60,6 +76,8 @@ __all__ = [
     "auto",
     "build",
     "confsmooth",
+    "cw",
+    "deepfool",
     "dropout",
     "dropout_cited",
     "dropout_rescaled",
@@ -69,6 +87,11 @@ __all__ = [
     "pgd",
     "pgd_bisect",
     "random_confidence",
+    "square",
+    "square_max_miscalibration",
+    "square_overconfidence",
+    "square_random_confidence",
+    "square_underconfidence",
     "target_confidence",
     "worst_case",
 ]

@@ -1,0 +1,130 @@
+"""The L2 attack of Carlini & Wagner 2017: the length of the change against the lead of the label."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from poise.checks import InputError, check_count, check_images, check_labels, check_logits, check_number
+from poise.modes import differentiable
+from poise.objectives import rival
+from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
+
+# tanh spans a box 0.1 wider than [0, 1] on each side, and w is held where x stays in [0, 1]. A box of
+# [0, 1] itself has slope 0 at its edge: black and white pixels could not move, however it is shrunk.
+HALF, EDGE = 0.6, math.atanh(0.5 / 0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarliniWagner:
+    """Minimise ‖δ‖² + c·max(z_y − max_{j≠y} z_j + confidence, 0) by Adam, with x + δ = tanh of w.
+
+    The constant c is searched for image by image: times or over 10 while only one side of the right
+    one is known, halfway in its logarithm after. `binary_search` × `steps` gradients an image. For one
+    c, w can move by lr·steps / 2, and 2.4 is all the way from black to white.
+    """
+
+    uses_labels: ClassVar[bool] = True
+
+    steps: int  # gradients for every c
+    confidence: float  # by how much another logit must lead that of y
+    binary_search: int  # how many c are tried
+    lr: float  # Adam's first step length in w
+    initial: float  # the first c
+    eps: float | None  # the longest L2 change that is returned, None for any
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_number("confidence", self.confidence, 0, hint="it is a difference of logits")
+        check_count("binary_search", self.binary_search, 1)
+        check_number("lr", self.lr, 0)
+        check_number("initial", self.initial, 1e-12, 1e12)
+        check_number("eps", 0 if self.eps is None else self.eps, 0)
+
+    def __call__(
+        self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
+    ) -> Images:
+        """The nearest misclassified images found, x where none was; refusals are those of `Descent`."""
+        check_images(x)
+        if y is not None:
+            check_labels(y, len(x))
+        if self.steps == 0 or len(x) == 0:
+            return x.detach().clamp(0, 1)
+        with differentiable(model):
+            center = x.detach().clamp(0, 1)
+            logits = model(center.clone().requires_grad_())
+            check_logits(logits, len(x), y)
+            if not logits.requires_grad:
+                raise InputError(
+                    "the model's output carries no gradient with respect to x: take away its no_grad, "
+                    "detach or NumPy step, or use a black-box attack"
+                )
+            y = logits.argmax(dim=1) if y is None else y.to(x.device, torch.int64, copy=True)
+            lost = _lead(logits.detach(), y) < -self.confidence
+            zero = torch.zeros_like(lost, dtype=torch.promote_types(center.dtype, torch.float32))
+            best, length = center, (zero + (math.inf if self.eps is None else self.eps)).where(~lost, 0)
+            c, low, high = zero + self.initial, zero, zero + math.inf
+            for _ in range(self.binary_search):
+                best, length, found = self._descend(model, center, y, c, best, length)
+                low, high = torch.where(found, low, c), torch.where(found, c, high)
+                c = torch.where(low > 0, (low * high).sqrt(), high / 10).where(high.isfinite(), low * 10)
+            return best
+
+    def _descend(
+        self, model: Model, center: Images, y: Labels, c: PerSample, best: Images, length: PerSample
+    ) -> tuple[Images, PerSample, Mask]:
+        """The nearest misclassified images so far, their distances, and whether this c gave any."""
+        start = center.to(c.dtype)
+        w = ((start - 0.5) / HALF).atanh()
+        mean, square = torch.zeros_like(w), torch.zeros_like(w)
+        found, finite = c < 0, c > 0
+        for t in range(1, self.steps + 1):
+            u = w.tanh()
+            seen = (0.5 + HALF * u).clamp(0, 1).to(center.dtype).requires_grad_()  # clamps only rounding
+            lead = _lead(model(seen), y)
+            slope = torch.autograd.grad(lead.sum(), seen)[0].to(c.dtype)
+            lead, seen = lead.detach(), seen.detach()
+            delta, lost = seen - start, lead < -self.confidence
+            found, finite = found | lost, finite & torch.isfinite(lead + slope.flatten(1).sum(dim=1))
+            far = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            nearer = lost & (far <= length)
+            best, length = torch.where(per_image(nearer), seen, best), torch.where(nearer, far, length)
+            # c comes after the backward pass, which it would overflow in half precision.
+            slope = (2 * delta + per_image(c.where(~lost, 0)) * slope) * HALF * (1 - u.square())
+            mean, square = mean.lerp(slope, 0.1), square.lerp(slope.square(), 0.001)
+            size = (square / (1 - 0.999**t)).sqrt() + 1e-8
+            rate = self.lr * (1 - t / (self.steps + 1))  # falling, to come to rest near the boundary
+            w = (w - rate / (1 - 0.9**t) * mean / size).clamp(-EDGE, EDGE)
+        if not finite.all():
+            raise InputError(
+                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
+                f"{len(center)} images during the attack: look at its weights, or attack in float32"
+            )
+        return best, length, found
+
+
+def _lead(logits: Logits, y: Labels) -> PerSample:
+    z = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+    return z.gather(1, y[:, None])[:, 0] - rival(z, y)
+
+
+def cw(
+    *,
+    eps: float | None = None,
+    steps: int = 100,
+    confidence: float = 0.0,
+    binary_search: int = 9,
+    lr: float = 0.03,
+    initial: float = 0.1,
+) -> CarliniWagner:
+    """The nearest misclassified image in L2, by descent on length and lead (Carlini & Wagner 2017).
+
+    >>> cw().steps * cw().binary_search  # gradients an image
+    900
+    """
+    return CarliniWagner(
+        steps=steps, confidence=confidence, binary_search=binary_search, lr=lr, initial=initial, eps=eps
+    )

@@ -1,0 +1,129 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016): steps to the nearest boundary of the model's linearisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from poise.checks import InputError, check_count, check_images, check_labels, check_logits, check_number
+from poise.modes import differentiable
+from poise.naming import known_name
+from poise.objectives import rival
+from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
+from poise.threat import ball
+
+ORDERS = {"l2": 2.0, "linf": math.inf}
+FAR = 1e6  # no step is longer, so that a slope near 0 overflows nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepFool:
+    """Add to r the shortest step that a linear model would need to lose y, until y is lost.
+
+    Model and slopes are looked at where x + (1 + overshoot)·r meets [0, 1]. `candidates` − 1
+    backwards a step for the whole batch; an image that has lost y stays where it is, and one that
+    never does is returned where the last step left it.
+    """
+
+    uses_labels: ClassVar[bool] = True
+
+    steps: int  # the most that an image takes
+    overshoot: float  # the share of r that is added to cross the boundary
+    norm: str  # the length that is to be short
+    eps: float | None  # the longest change that is returned, None for any
+    candidates: int  # classes looked at: y, and the likeliest others at x
+
+    def __post_init__(self) -> None:
+        known_name(ORDERS, self.norm, "norm")
+        check_count("steps", self.steps)
+        check_number("overshoot", self.overshoot, 0)
+        check_count("candidates", self.candidates, 2)
+        check_number("eps", 0 if self.eps is None else self.eps, 0)
+
+    def __call__(
+        self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
+    ) -> Images:
+        """The images moved by (1 + overshoot)·r, those within eps; refusals are those of `Descent`."""
+        check_images(x)
+        if y is not None:
+            check_labels(y, len(x))
+        if self.steps == 0 or len(x) == 0:
+            return x.detach().clamp(0, 1)
+        with differentiable(model):
+            center = x.detach().clamp(0, 1)
+            moved = self._walk(model, center, y)
+            delta = moved.to(torch.promote_types(x.dtype, torch.float32)) - center
+            far = torch.linalg.vector_norm(delta.flatten(1), ord=ORDERS[self.norm], dim=1)
+            return moved if self.eps is None else torch.where(per_image(far <= self.eps), moved, center)
+
+    def _walk(self, model: Model, center: Images, y: Labels | None) -> Images:
+        at = center.clone().requires_grad_()
+        logits = model(at)
+        check_logits(logits, len(at), y)
+        if not logits.requires_grad:
+            raise InputError(
+                "the model's output carries no gradient with respect to x: take away its no_grad, "
+                "detach or NumPy step, or use a black-box attack"
+            )
+        y = logits.argmax(dim=1) if y is None else y.to(at.device, torch.int64, copy=True)
+        others = logits.detach().scatter(1, y[:, None], -math.inf)
+        others = others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
+        slack = torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1)  # not to end in a tie
+        r = torch.zeros_like(center, dtype=torch.promote_types(center.dtype, torch.float32))
+        active = finite = torch.isfinite(slack)
+        for _ in range(self.steps):
+            z = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+            own = z.gather(1, y[:, None])
+            finite = finite & torch.isfinite(z).all(dim=1)
+            active = active & (own[:, 0] >= rival(z, y))
+            if not active.any():
+                break
+            step, numbers = self._step(own - z.gather(1, others), at, slack)
+            finite = finite & (numbers | ~active)
+            r = r + torch.where(per_image(active), step, 0)
+            at = (center + (1 + self.overshoot) * r).clamp(0, 1).to(center.dtype).requires_grad_()
+            logits = model(at)
+        if not finite.all():
+            raise InputError(
+                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
+                f"{len(at)} images during the attack: look at its weights, or attack in float32"
+            )
+        return at.detach()
+
+    def _step(self, leads: Tensor, at: Images, slack: PerSample) -> tuple[Images, Mask]:
+        """The shortest step to where one of the leads (n, j) would be 0; whether its slopes are numbers."""
+        steepest = ball(self.norm, 1.0).steepest
+        step = torch.zeros_like(at, dtype=torch.promote_types(at.dtype, torch.float32))
+        nearest = torch.full_like(slack, math.inf, dtype=step.dtype)
+        finite = torch.isfinite(slack)
+        for k, lead in enumerate(leads.unbind(dim=1), 1):
+            down = -torch.autograd.grad(lead.sum(), at, retain_graph=k < leads.shape[1])[0].to(step.dtype)
+            way = steepest(down)
+            slope = (way * down).flatten(1).sum(dim=1)  # the dual norm of the gradient
+            finite &= torch.isfinite(slope)
+            distance = ((lead.detach() + slack) / slope).to(step.dtype).clamp(max=FAR)
+            nearer = (slope > 0) & (distance < nearest)
+            nearest = torch.where(nearer, distance, nearest)
+            step = torch.where(per_image(nearer), per_image(distance) * way, step)
+        return step, finite
+
+
+def deepfool(
+    *,
+    eps: float | None = None,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    norm: str = "l2",
+    candidates: int = 10,
+) -> DeepFool:
+    """The image just across the nearest boundary, in L2 or L∞ (DeepFool, Moosavi-Dezfooli et al. 2016).
+
+    >>> deepfool(norm="linf").overshoot
+    0.02
+    """
+    norm = known_name(ORDERS, norm, "norm")
+    return DeepFool(steps=steps, overshoot=overshoot, norm=norm, eps=eps, candidates=candidates)
