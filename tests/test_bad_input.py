@@ -15,8 +15,6 @@ from poise.threat import BALLS
 
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 BLACK_BOX = [k for k, factory in ATTACKS.items() if "queries" in inspect.signature(factory).parameters]
-    name for name, factory in ATTACKS.items() if "queries" in inspect.signature(factory).parameters
-]
 NO_MATTER = ("no gradient", "detached", "an array")  # to an attack that asks for outputs alone
 LABELS = torch.tensor([0, 1, 2, 3])
 
