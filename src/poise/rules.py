@@ -40,7 +40,9 @@ class StepBack:
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
-        kept = (new.logits.argmax(dim=1) == new.y) & (Gap()(new.logits, new.y) >= self.margin)
+        kept = new.logits.argmax(dim=1) == new.y
+        if self.margin:
+            kept &= Gap()(new.logits, new.y) >= self.margin
         improved = kept & (new.loss < at.loss)
         size = torch.where(kept, torch.where(improved, size * self.grow, size), size * self.shrink)  # eq. 5
         return kept, size  # eq. 6

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.common import accepted, check_finite, judged, rejudged
-from poise.attacks.descent import Descent, is_finite
+from poise.attacks.descent import Descent, pulse
 from poise.checks import check_count
 from poise.draws import Draw
 from poise.objectives import Confidence, Negative, Split
@@ -55,7 +55,7 @@ class Ace:
         once = Descent(objective=aim, rule=Always(), ball=self.ball, step=self.step, steps=1)
         start = next(once.path(model, x, prediction))
         assert start.grad is not None
-        check_finite(is_finite(start))
+        check_finite(torch.isfinite(pulse(start)))
         way, found, size = self.ball.steepest(start.grad), x, self.step
         waiting = torch.ones_like(right)
         for _ in range(self.halvings + 1):

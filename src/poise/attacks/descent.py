@@ -14,7 +14,7 @@ from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import Objective
 from poise.rules import StepRule
-from poise.shapes import Images, Labels, Mask, Model, Point, per_image
+from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
 from poise.threat import Ball
 
 Keep: TypeAlias = Literal["last", "best"]
@@ -143,7 +143,7 @@ class Descent:
         at = self._point(model, start, y, grad=True, check=True)
         size = torch.full_like(at.loss, self.step)
         yield at
-        sound = is_finite(at)
+        beat = pulse(at)
         for t in range(1, self.steps + 1):
             assert at.grad is not None
             way = per_image(size) * self.ball.steepest(at.grad)
@@ -151,9 +151,9 @@ class Descent:
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
             at = _choose(kept, new, at)
-            sound &= is_finite(new)
+            beat = beat + pulse(new)
             yield at
-        check_finite(sound)
+        check_finite(torch.isfinite(beat))
 
     def _point(
         self, model: Model, x: Images, y: Labels | None, *, grad: bool, check: bool = False
@@ -172,12 +172,16 @@ class Descent:
         return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
 
 
-def is_finite(point: Point) -> Mask:
-    """Whether loss and gradient are numbers; sign() would turn a NaN gradient into a silent 0."""
-    sound = torch.isfinite(point.loss)
-    if point.grad is not None:  # in float64, so that large numbers do not add up to infinity
-        sound &= torch.isfinite(point.grad.flatten(1).sum(dim=1, dtype=torch.float64))
-    return sound
+def pulse(point: Point) -> PerSample:
+    """A number an image that is finite while loss and gradient are, in float64 so that it adds up.
+
+    Summed over the steps it tells at the end of every NaN: sign() would make one in the gradient a
+    silent 0.
+    """
+    loss = point.loss.double()
+    if point.grad is None:
+        return loss
+    return loss + point.grad.flatten(1).sum(dim=1, dtype=torch.float64)
 
 
 def _choose(mask: Mask, new: Point, old: Point) -> Point:
