@@ -83,7 +83,7 @@ def train(
     source = sets.load(data, split="train", images=images, seed=seed, root=root)
     with bars() as progress:
         training.train(job, source, chosen, out, progress=progress)
-    print(f"trained: {out}")  # noqa: T201
+    print(f"trained: {out}")
 
 
 def evaluate(
@@ -170,7 +170,7 @@ def download(data: Positional[str], *, root: Path = Path("data")) -> None:
     from poise import data as sets
 
     found = sets.load(data, split="train", root=root, download=True)
-    print(f"{data}: {len(found)} training images under {root}")  # noqa: T201
+    print(f"{data}: {len(found)} training images under {root}")
 
 
 def _show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
@@ -213,8 +213,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             args=argv,
         )
     except InputError as error:
-        print(f"poise: {error}", file=sys.stderr)  # noqa: T201
+        print(f"poise: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("poise: stopped; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        print("poise: stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None

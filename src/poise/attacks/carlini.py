@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from poise.checks import InputError, check_count, check_images, check_labels, check_logits, check_number
+from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.checks import check_count, check_logits, check_number
 from poise.modes import differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
@@ -48,21 +49,14 @@ class CarliniWagner:
         self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
     ) -> Images:
         """The nearest misclassified images found, x where none was; refusals are those of `Descent`."""
-        check_images(x)
-        if y is not None:
-            check_labels(y, len(x))
+        center, y = accepted(x, y)
         if self.steps == 0 or len(x) == 0:
-            return x.detach().clamp(0, 1)
+            return center
         with differentiable(model):
-            center = x.detach().clamp(0, 1)
             logits = model(center.clone().requires_grad_())
             check_logits(logits, len(x), y)
-            if not logits.requires_grad:
-                raise InputError(
-                    "the model's output carries no gradient with respect to x: take away its no_grad, "
-                    "detach or NumPy step, or use a black-box attack"
-                )
-            y = logits.argmax(dim=1) if y is None else y.to(x.device, torch.int64, copy=True)
+            check_differentiable(logits)
+            y = logits.argmax(dim=1) if y is None else y
             lost = _lead(logits.detach(), y) < -self.confidence
             zero = torch.zeros_like(lost, dtype=torch.promote_types(center.dtype, torch.float32))
             best, length = center, (zero + (math.inf if self.eps is None else self.eps)).where(~lost, 0)
@@ -98,16 +92,12 @@ class CarliniWagner:
             size = (square / (1 - 0.999**t)).sqrt() + 1e-8
             rate = self.lr * (1 - t / (self.steps + 1))  # falling, to come to rest near the boundary
             w = (w - rate / (1 - 0.9**t) * mean / size).clamp(-EDGE, EDGE)
-        if not finite.all():
-            raise InputError(
-                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
-                f"{len(center)} images during the attack: look at its weights, or attack in float32"
-            )
+        check_finite(finite)
         return best, length, found
 
 
 def _lead(logits: Logits, y: Labels) -> PerSample:
-    z = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+    z = wide(logits)
     return z.gather(1, y[:, None])[:, 0] - rival(z, y)
 
 

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from poise.checks import InputError, check_count, check_images, check_labels, check_logits, check_number
+from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.checks import check_count, check_logits, check_number
 from poise.modes import differentiable
 from poise.naming import known_name
 from poise.objectives import rival
@@ -48,13 +49,10 @@ class DeepFool:
         self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
     ) -> Images:
         """The images moved by (1 + overshoot)·r, those within eps; refusals are those of `Descent`."""
-        check_images(x)
-        if y is not None:
-            check_labels(y, len(x))
+        center, y = accepted(x, y)
         if self.steps == 0 or len(x) == 0:
-            return x.detach().clamp(0, 1)
+            return center
         with differentiable(model):
-            center = x.detach().clamp(0, 1)
             moved = self._walk(model, center, y)
             delta = moved.to(torch.promote_types(x.dtype, torch.float32)) - center
             far = torch.linalg.vector_norm(delta.flatten(1), ord=ORDERS[self.norm], dim=1)
@@ -64,19 +62,15 @@ class DeepFool:
         at = center.clone().requires_grad_()
         logits = model(at)
         check_logits(logits, len(at), y)
-        if not logits.requires_grad:
-            raise InputError(
-                "the model's output carries no gradient with respect to x: take away its no_grad, "
-                "detach or NumPy step, or use a black-box attack"
-            )
-        y = logits.argmax(dim=1) if y is None else y.to(at.device, torch.int64, copy=True)
+        check_differentiable(logits)
+        y = logits.argmax(dim=1) if y is None else y
         others = logits.detach().scatter(1, y[:, None], -math.inf)
         others = others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
         slack = torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1)  # not to end in a tie
         r = torch.zeros_like(center, dtype=torch.promote_types(center.dtype, torch.float32))
         active = finite = torch.isfinite(slack)
         for _ in range(self.steps):
-            z = logits.float() if logits.dtype in (torch.half, torch.bfloat16) else logits
+            z = wide(logits)
             own = z.gather(1, y[:, None])
             finite = finite & torch.isfinite(z).all(dim=1)
             active = active & (own[:, 0] >= rival(z, y))
@@ -87,11 +81,7 @@ class DeepFool:
             r = r + torch.where(per_image(active), step, 0)
             at = (center + (1 + self.overshoot) * r).clamp(0, 1).to(center.dtype).requires_grad_()
             logits = model(at)
-        if not finite.all():
-            raise InputError(
-                f"the model's logits or gradients became NaN or infinite for {int((~finite).sum())} of "
-                f"{len(at)} images during the attack: look at its weights, or attack in float32"
-            )
+        check_finite(finite)
         return at.detach()
 
     def _step(self, leads: Tensor, at: Images, slack: PerSample) -> tuple[Images, Mask]:
