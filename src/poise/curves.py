@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poise.attacks import Attack
-from poise.attacks.common import accepted, judged, rejudged
+from poise.attacks.common import accepted, judged, standing
 from poise.checks import InputError, check_count, check_number
-from poise.objectives import Gap
 from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
 
 MARGIN = 1e-4  # by how much the label has to hold, in probability
@@ -47,7 +46,7 @@ def confidence_curve(
     y = logits.argmax(dim=1) if y is None else y
     lowest, columns = logits.softmax(dim=1).amax(dim=1), []
     for eps in epsilons:
-        kept, top = _judge(model, attack(eps)(model, x, y), y)
+        kept, top = standing(model, attack(eps)(model, x, y), y, MARGIN)
         lowest = torch.where(kept & (top < lowest), top, lowest)
         columns.append(lowest)
     return torch.stack(columns, dim=1)
@@ -106,14 +105,8 @@ def _between(x: Images, far: Images, share: PerSample) -> Images:
 
 
 def _below(model: Model, x: Images, y: Labels, threshold: float) -> Mask:
-    kept, top = _judge(model, x, y)
+    kept, top = standing(model, x, y, MARGIN)
     return kept & (top < threshold)
-
-
-def _judge(model: Model, x: Images, y: Labels) -> tuple[Mask, PerSample]:
-    logits = rejudged(model, x)
-    kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= MARGIN)
-    return kept, logits.softmax(dim=1).amax(dim=1)
 
 
 def _check_rising(epsilons: Sequence[float]) -> None:

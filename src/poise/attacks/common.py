@@ -7,7 +7,8 @@ from torch import Tensor
 
 from poise.checks import InputError, check_images, check_labels, check_logits
 from poise.modes import evaluating
-from poise.shapes import Images, Labels, Logits, Mask, Model
+from poise.objectives import Gap
+from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
 
 
 def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
@@ -32,6 +33,13 @@ def rejudged(model: Model, x_adv: Images) -> Logits:
     logits = wide(_forward(model, x_adv))
     check_finite(torch.isfinite(logits).all(dim=1))
     return logits
+
+
+def standing(model: Model, x_adv: Images, y: Labels, margin: float) -> tuple[Mask, PerSample]:
+    """By a forward at attacked images: whether y leads its rival by the margin, and max_j p_j."""
+    logits = rejudged(model, x_adv)
+    kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= margin)
+    return kept, logits.softmax(dim=1).amax(dim=1)
 
 
 def wide(logits: Logits) -> Logits:

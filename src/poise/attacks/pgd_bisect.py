@@ -7,11 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, judged, rejudged
+from poise.attacks.common import accepted, judged, standing
 from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
 from poise.checks import check_count, check_number
-from poise.objectives import Gap
 from poise.shapes import Images, Labels, Model, per_image
 
 
@@ -54,9 +53,7 @@ class PgdBisect:
         share = beyond
         for _ in range(self.bisections + 1):
             at = (x + per_image(share).to(x.dtype) * (far - x)).clamp(0, 1)
-            logits = rejudged(model, at)
-            top = logits.softmax(dim=1).amax(dim=1)
-            kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= self.margin)
+            kept, top = standing(model, at, y, self.margin)
             better = kept & (top < lowest)
             found, lowest = torch.where(per_image(better), at, found), torch.where(better, top, lowest)
             near, beyond = torch.where(kept, share, near), torch.where(kept, beyond, share)

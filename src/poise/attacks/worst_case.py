@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, judged, rejudged
+from poise.attacks.common import accepted, judged, rejudged, standing
 from poise.attacks.descent import Attack, Descent
 from poise.checks import InputError, check_count
-from poise.objectives import Gap
 from poise.shapes import Images, Labels, Model, per_image
 
 
@@ -49,9 +48,7 @@ class WorstCase:
         generator = generator or torch.Generator().manual_seed(0)
         for attack in self.attacks:
             x_adv = attack(model, x, y, generator=generator)
-            logits = rejudged(model, x_adv)
-            top = logits.softmax(dim=1).amax(dim=1)
-            kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= self.margin)
+            kept, top = standing(model, x_adv, y, self.margin)
             better = kept & (top < lowest)
             best, lowest = torch.where(per_image(better), x_adv, best), top.where(better, lowest)
         return best
