@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from poise import metrics
 from poise.cli import main
+from poise.report import read
 
 
 def run(*args):
@@ -70,6 +72,28 @@ def test_evaluate_resumes_extends_and_reports(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "confsmooth" in printed and "pgd" in printed
     assert json.loads((out / "job.json").read_text())["job"]["images"] == 50
+
+
+def test_recalibrate_then_attack_again_is_one_command(trained, tmp_path, capsys):
+    audits = {}
+    for method in (None, "temperature"):
+        out = tmp_path / str(method)
+        flags = ["--recalibrate", method, "--held-out", "160"] if method else []
+        command = ["evaluate", "--model", trained, "--data", "digits", "--steps", "3", "--eps", "0.1"]
+        main([*map(str, command), *flags, "--attacks", "confsmooth", "--out", str(out)])
+        audits[method] = read(out).attacked[0].records
+    plain, cooled = audits[None], audits["temperature"]
+    job = json.loads((tmp_path / "temperature" / "job.json").read_text())["job"]
+    assert (job["recalibration"], job["images"], len(cooled)) == ("temperature", 200, 200)
+    assert "lenet vanilla temperature on digits" in capsys.readouterr().out
+    assert metrics.ece(cooled.clean, cooled.y) < metrics.ece(plain.clean, plain.y)
+    assert cooled.kept.all()
+
+
+def test_recalibration_needs_images_to_spare(trained, tmp_path, capsys):
+    flags = ("--model", trained, "--data", "digits", "--recalibrate", "temperature", "--held-out", "360")
+    message = refused(capsys, "evaluate", *flags, "--out", tmp_path / "out")
+    assert "held_out must be a whole number of at most 359, got 360" in message
 
 
 def test_another_configuration_in_the_same_folder_is_refused(trained, tmp_path, capsys):

@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 from tyro.conf import Positional
 
-from poise.checks import InputError
+from poise.checks import InputError, check_count
 from poise.naming import known_name
 from poise.progress import bars
 
@@ -100,6 +100,8 @@ def evaluate(
     weights: Path | None = None,
     images: int | None = None,
     split: Literal["train", "test"] = "test",
+    recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
+    held_out: int = 500,
     batch_size: int = 128,
     seed: int = 0,
     threshold: float = 0.5,
@@ -120,6 +122,8 @@ def evaluate(
         weights: File of weights for a model given by name.
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.
+        recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
+        held_out: So many images of the split to fit it on; they are not attacked.
         batch_size: Images a batch.
         seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
@@ -132,9 +136,23 @@ def evaluate(
     options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
     names = [known_name([*known.ATTACKS, *known.READINGS], name, "attack") for name in attacks]
     chosen = {name: known.build(name, **options) for name in names}
-    source = sets.load(data, split=split, images=images, seed=seed, batch_size=batch_size, root=root)
+    source, held = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root), None
+    if recalibrate is not None:
+        check_count("held_out", held_out, 1, len(source) - 1)
+        held, source = source.divide(held_out, seed=seed)
+    source = source.subset(images, seed=seed)
     with bars() as progress:
-        run = audit(model, source, chosen, out, weights=weights, seed=seed, progress=progress)
+        run = audit(
+            model,
+            source,
+            chosen,
+            out,
+            weights=weights,
+            recalibrate=recalibrate,
+            held_out=held,
+            seed=seed,
+            progress=progress,
+        )
     _show([run], out, threshold=threshold)
 
 

@@ -6,7 +6,7 @@ other, so it can be attacked. Never fit on the images that are then reported on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -239,12 +239,13 @@ def k_for_confidence(logits: Logits, mean: float) -> float:
     return float(np.exp(brentq(off, -30.0, 30.0, xtol=1e-12)))
 
 
-def logits_of(model: Model, batches: object) -> tuple[Logits, Labels]:
+def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[Logits, Labels]:
     """The model's logits (n, k) and the labels (n,) over batches, in evaluation mode, on the CPU."""
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else torch.device("cpu")
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next(parameters, torch.empty(0)).device
     rows, labels = [], []
     with evaluating(model), torch.no_grad():
-        for x, y in batches:  # type: ignore[attr-defined]
+        for x, y in batches:
             rows.append(model(x.to(device)).float().cpu())
             labels.append(y)
     if not rows:

@@ -71,8 +71,16 @@ class ImageSet:
 
     def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
         """So many images, each class in its share to within one image, in their old order."""
-        if images is None or images == len(self):
-            return self
+        return self if images is None or images == len(self) else self.divide(images, seed=seed)[0]
+
+    def divide(self, images: int, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """`subset(images)` and all the others: to fit something on images that are not reported on.
+
+        >>> data = ImageSet("six", torch.zeros(6, 1, 1, 1, dtype=torch.uint8),
+        ...                 torch.tensor([0, 0, 0, 0, 1, 1]), ("a", "b"))
+        >>> [part.y.tolist() for part in data.divide(3)]
+        [[0, 0, 1], [0, 0, 1]]
+        """
         check_count("images", images, 1)
         if images > len(self):
             raise InputError(f"images must be at most {len(self)}, all that {self.name} has, got {images}")
@@ -83,8 +91,12 @@ class ImageSet:
         largest = (quota - share).argsort(stable=True)  # the largest remainders first
         quota[largest[: images - int(quota.sum())]] += 1
         members = [shuffled[self.y[shuffled] == label][:n] for label, n in enumerate(quota.tolist())]
-        chosen = torch.cat(members).sort().values
-        return replace(self, pixels=self.pixels[chosen], y=self.y[chosen])
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[torch.cat(members)] = True
+        first, rest = (
+            replace(self, pixels=self.pixels[part], y=self.y[part]) for part in (chosen, ~chosen)
+        )
+        return first, rest
 
     def fingerprint(self) -> str:
         """A SHA-256 of the pixels and labels, in order: what exactly was looked at."""

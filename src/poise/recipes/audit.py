@@ -15,7 +15,9 @@ from poise.attacks import Attack
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import evaluate
+from poise.naming import lookup
 from poise.progress import Progress, silent
+from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.shapes import Images, Labels, Model
 
 
@@ -26,6 +28,8 @@ def audit(
     out: str | Path,
     *,
     weights: str | Path | None = None,
+    recalibrate: str | None = None,
+    held_out: ImageSet | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Path:
@@ -39,6 +43,8 @@ def audit(
         attacks: by the names that they get in tables.
         out: the run folder.
         weights: a file of weights, for a model given by name.
+        recalibrate: one of RECALIBRATIONS, fitted first on `held_out`; the attacks see the result.
+        held_out: images that are not in `data`.
         seed: of the attacks' draws.
         progress: told how far each attack is.
 
@@ -47,6 +53,8 @@ def audit(
     """
     folder = Path(out)
     net, facts = _model(model, data, weights)
+    if recalibrate is not None:
+        net, facts = _recalibrated(net, facts, recalibrate, held_out)
     job = {
         "kind": "audit",
         **facts,
@@ -113,6 +121,20 @@ def _attack(
     store.note(part, seconds=timed.seconds)
     store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
     store.write_frame(part / "records.parquet", records.frame())
+
+
+def _recalibrated(
+    net: nn.Module, facts: dict[str, Any], method: str, held_out: ImageSet | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    fit = lookup(RECALIBRATIONS, method, "recalibration")
+    if held_out is None or len(held_out) == 0:
+        raise InputError(f"recalibration by {method} needs held-out images")
+    last = fit(*logits_of(net, held_out))
+    return Recalibrated(net, last).eval(), {
+        **facts,
+        "recalibration": method,
+        "held_out": held_out.fingerprint(),
+    }
 
 
 def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:

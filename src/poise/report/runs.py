@@ -65,7 +65,8 @@ def read(folder: str | Path) -> Audit:
     if job.get("kind") != "audit" or not parts:
         raise InputError(f"{str(folder)!r} holds no finished attack: run `poise evaluate` first")
     parts.sort(key=lambda part: store.read_job(part)["started"])
-    title = " ".join(name for name in (job["model"], job["defense"]) if name)
+    parts_of_name = (job["model"], job["defense"], job.get("recalibration"))
+    title = " ".join(name for name in parts_of_name if name)
     return Audit(f"{title} on {job['data']}", content, tuple(_attacked(part) for part in parts))
 
 

@@ -1,0 +1,177 @@
+"""Defenses compared so that scaling the logits cannot win: every net at its own k_NLL and at one mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+from torch import nn
+
+from poise import attacks, metrics, store, training
+from poise.checks import InputError
+from poise.data import ImageSet
+from poise.evaluation import evaluate
+from poise.progress import Progress, silent
+from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
+from poise.shapes import Images, Labels
+
+UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Honest:
+    """One net under attack, in numbers that a change of its logits' scale cannot improve unseen.
+
+    Confidence is the mean MSP of all images (`before`, `after`), as in the paper's tables, and of
+    the right answers alone (the rest), each image's label kept. For right answers the worst case is
+    at most 1/2 + R/2 (`bound`): if a label can be flipped, a point on the way has an MSP of 1/2 or less.
+    """
+
+    accuracy: float
+    pgd_accuracy: float
+    ece: float
+    before: float
+    after: Mapping[str, float]  # by attack; "worst" is each image's lowest
+    ece_after: float  # under the worst
+    stable: float  # R: right answers that PGD does not change, an upper estimate
+    bound: float  # (1 + R) / 2
+    raw: float  # right answers' confidence under `auto`
+    k: float | None  # the logit multiplier of least validation NLL; below 1: overconfident
+    at_k: float | None  # `auto` again, on k·z
+    clean_at_k: float | None
+    matched: float | None  # `auto` again, at the mean clean confidence that all nets are given
+    collapsed: bool  # one class for every image
+
+
+def honest(
+    net: nn.Module,
+    data: ImageSet,
+    validation: ImageSet,
+    *,
+    eps: float,
+    steps: int = 20,
+    mean: float = 0.9,
+    seed: int = 0,
+) -> Honest:
+    """The net's numbers on `data`, its scale fitted on `validation`.
+
+    Args:
+        net: images in [0, 1] -> logits.
+        data: test images.
+        validation: other images, to fit k_NLL and the scale of equal confidence on.
+        eps: the L∞ budget of every attack.
+        steps: gradients of every attack.
+        mean: the clean confidence to compare at.
+        seed: of the attacks' draws.
+
+    Raises:
+        InputError: no images.
+    """
+    found = {
+        name: evaluate(net, data, attacks.build(name, eps=eps, steps=steps), seed=seed, examples=0)
+        for name in ("pgd", *UNDER)
+    }
+    clean, y = found["pgd"].clean, found["pgd"].y
+    msp, answer = clean.max(dim=1)
+    right = answer == y
+    stable = float((found["pgd"].attacked.argmax(dim=1) == y)[right].double().mean())
+    lowest, at_worst = msp, clean
+    for name in UNDER:
+        r = found[name]
+        top = torch.where(r.kept, r.attacked.max(dim=1).values, msp)
+        at_worst = torch.where((top < lowest)[:, None], r.attacked, at_worst)
+        lowest = torch.minimum(lowest, top)
+    z, labels = logits_of(net, validation)
+    k = _attempt(lambda: float(temperature(z, labels).k))
+    even = _attempt(lambda: k_for_confidence(z, mean))
+    chosen = _only(data, right)
+
+    def again(scale: float | None) -> tuple[float, float] | tuple[None, None]:
+        if scale is None or not len(chosen):
+            return None, None
+        attack = attacks.auto(eps=eps, steps=steps)
+        records = evaluate(Recalibrated(net, Scale(scale)), chosen, attack, seed=seed, examples=0)
+        return metrics.confidence(records.clean), metrics.confidence(records.attacked)
+
+    clean_at_k, at_k = again(k)
+    return Honest(
+        accuracy=float(right.double().mean()),
+        pgd_accuracy=metrics.accuracy(found["pgd"].attacked, y),
+        ece=metrics.ece(clean, y),
+        before=float(msp.double().mean()),
+        after={name: metrics.confidence(found[name].attacked) for name in UNDER}
+        | {"worst": float(lowest.double().mean())},
+        ece_after=metrics.ece(at_worst, y),
+        stable=stable,
+        bound=(1 + stable) / 2,
+        raw=float(found["auto"].attacked.max(dim=1).values[right].double().mean()),
+        k=k,
+        at_k=at_k,
+        clean_at_k=clean_at_k,
+        matched=again(even)[1],
+        collapsed=bool((answer == answer[0]).all()),
+    )
+
+
+def compare(
+    runs: Sequence[str | Path],
+    data: ImageSet,
+    validation: ImageSet,
+    out: str | Path,
+    *,
+    eps: float,
+    steps: int = 20,
+    mean: float = 0.9,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> pl.DataFrame:
+    """One row a trained run, kept in the folder `out`: the same call again goes on from there.
+
+    Columns: defense, seed, seconds of training, and those of `Honest`.
+    """
+    job = {
+        "kind": "comparison",
+        "data": data.fingerprint(),
+        "validation": validation.fingerprint(),
+        "eps": eps,
+        "steps": steps,
+        "mean": mean,
+        "seed": seed,
+    }
+    folder, rows = store.open_run(Path(out), job), []
+    for done, run in enumerate(runs):
+        progress("compare", done, len(runs), Path(run).name)
+        content = store.read_job(Path(run))
+        file = folder / f"{content['key']}.json"
+        if not file.exists():
+            net = training.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+            numbers = honest(net, data, validation, eps=eps, steps=steps, mean=mean, seed=seed)
+            store.write_json(file, asdict(numbers))
+        facts = content["job"]
+        numbers_read = json.loads(file.read_text(encoding="utf-8"))
+        after = {f"after_{name}": value for name, value in numbers_read.pop("after").items()}
+        rows.append(
+            {"defense": facts["defense"], "seed": facts["seed"], "seconds": content["seconds"]}
+            | numbers_read
+            | after
+        )
+    progress("compare", len(runs), len(runs))
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _only(data: ImageSet, chosen: torch.Tensor) -> list[tuple[Images, Labels]]:
+    """The chosen images, in batches."""
+    index = chosen.nonzero()[:, 0]
+    return list(data.batches(index)) if len(index) else []
+
+
+def _attempt(fit: Callable[[], float]) -> float | None:
+    """What a fit finds, or None where there is nothing to find (all answers right, one constant output)."""
+    try:
+        return fit()
+    except InputError:
+        return None
