@@ -1,0 +1,170 @@
+"""Every defense on MNIST with LeNet: trains, compares and writes docs/defenses.md and docs/defenses.csv.
+
+    POISE_TEST_DATA=... python benchmarks/defenses.py [--images 50000] [--test 10000] [--out RUNS]
+
+The same command resumes. `--part i/n` trains every n-th run, for several processes at once; `--table` only
+writes the tables, of what has been trained.
+"""
+
+import argparse
+import platform
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+import zoo
+
+from poise import defenses, store
+from poise.data import ImageSet
+from poise.progress import silent
+from poise.recipes.comparison import compare
+from poise.training import TrainJob, train
+
+BUDGETS = (0.1, 0.3)
+EVERY = {name: (name, {}) for name in defenses.DEFENSES} | {"at-5": ("at", {"steps": 5})}
+CLASSES = tuple("0123456789")
+DOCS = Path(__file__).parent.parent / "docs"
+COLUMNS = {  # of the table: its heading and how it is written
+    "accuracy": ("acc.", 3),
+    "pgd_accuracy": ("PGD acc.", 3),
+    "ece": ("ECE", 3),
+    "before": ("conf.", 3),
+    "after_dropout": ("Dropout", 3),
+    "after_adaptive": ("Adaptive", 3),
+    "after_confsmooth": ("ConfSmooth", 3),
+    "after_worst": ("worst", 3),
+    "stable": ("R", 3),
+    "bound": ("½+R/2", 3),
+    "raw": ("raw", 3),
+    "k": ("k", 2),
+    "at_k": ("at k", 3),
+    "clean_at_k": ("clean at k", 3),
+    "matched": ("matched", 3),
+    "time": ("time", 2),
+}
+HEAD = """# Defenses, measured
+
+MNIST, LeNet, {epochs} epochs of {images:,} training images (drawn from the first 50,000), learning
+rate {lr:g}; {test:,} test images; scales fitted on {held:,} of the last 10,000 training images, which
+no net is trained on. Every attack has 20 gradients and the budget that the defense was trained at.
+
+Columns: clean accuracy; accuracy under PGD; clean ECE; mean confidence of all images, clean, under
+three attacks, and each image's lowest over these and `auto` (labels kept). Then, of right answers: R,
+the share that PGD does not change; ½ + R/2, above which no worst-case confidence can lie; raw
+confidence under `auto`; k, the factor on the logits of least validation NLL (below 1: overconfident);
+under `auto` again at k; clean at k; under `auto` again at a mean clean confidence of .9. Time: of
+training, relative to AT's, on a shared machine. Mean ± standard deviation over seeds, n in brackets.
+
+**Raw numbers reward large logits; read *at k* and *matched*.** A net that answers one class for
+everything is marked *collapsed*, and its row means nothing.
+
+`POISE_TEST_DATA=... python benchmarks/defenses.py {flags}`, commit {commit}, torch {torch}, Python
+{python}, {device}, {threads} thread(s). All rows are in defenses.csv.
+"""
+
+
+def mnist(split: str, first: int, last: int, images: int) -> ImageSet:
+    """So many of MNIST's images first ... last, each class in its share."""
+    x, y = zoo.mnist(split)
+    pixels = torch.from_numpy(x[first:last].copy())[:, None]
+    labels = torch.from_numpy(y[first:last].astype(np.int64))
+    return ImageSet("mnist", pixels, labels, CLASSES).subset(min(images, last - first))
+
+
+def runs(args):
+    """(eps, name, seed, folder) of every run, all defenses of the first seed first."""
+    return [
+        (eps, name, seed, args.out / f"{eps:g}" / f"{name}-{seed}")
+        for seed in range(args.seeds)
+        for eps in args.eps
+        for name in args.only or EVERY
+    ]
+
+
+def make(args, eps, name, seed, folder):
+    """Train one run, or find it; what failed is written down and left out."""
+    base, options = EVERY[name]
+    defense = defenses.build(base, eps=eps, **options)
+    job = TrainJob(data="mnist", model="lenet", defense=name, seed=seed, epochs=args.epochs, lr=args.lr)
+    try:
+        train(job, mnist("train", 0, 50_000, args.images), defense, folder, progress=silent)
+    except store.InputError as error:
+        print(folder, error, flush=True)
+
+
+def section(args, eps):
+    """One budget's rows and their Markdown."""
+    finished = [
+        folder for e, *_, folder in runs(args) if e == eps and (folder / "model.safetensors").exists()
+    ]
+    test, held = mnist("t10k", 0, 10_000, args.test), mnist("train", 50_000, 60_000, args.held)
+    frame = compare(finished, test, held, args.out / f"compared-{eps:g}", eps=eps, mean=0.9)
+    standard = frame.filter(pl.col("defense") == "at").select("seed", at="seconds")
+    frame = frame.join(standard, on="seed", how="left").with_columns(time=pl.col("seconds") / pl.col("at"))
+    text = [f"\n## ε = {eps:g}\n\n"]
+    text.append(f"| defense | {' | '.join(heading for heading, _ in COLUMNS.values())} |\n")
+    text.append("| --- |" + " ---: |" * len(COLUMNS) + "\n")
+    for name in args.only or EVERY:
+        part = frame.filter(pl.col("defense") == name)
+        if len(part) == 0:
+            continue
+        cells = [spread(part[column], digits) for column, (_, digits) in COLUMNS.items()]
+        fallen = int(part["collapsed"].sum())
+        mark = f" *collapsed {fallen}*" if fallen else ""
+        text.append(f"| {name} ({len(part)}){mark} | {' | '.join(cells)} |\n")
+    return frame.with_columns(eps=pl.lit(eps)), "".join(text)
+
+
+def spread(values, digits):
+    """Mean ± standard deviation; a dash where nothing was measured."""
+    values = values.drop_nulls().drop_nans()
+    if len(values) == 0:
+        return "-"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
+
+
+def main():
+    """Train what is missing, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--test", type=int, default=10_000)
+    parser.add_argument("--held", type=int, default=10_000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--eps", type=float, nargs="+", default=list(BUDGETS))
+    parser.add_argument("--only", nargs="+", choices=list(EVERY))
+    parser.add_argument("--out", type=Path, default=Path("runs/defenses"))
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    part, parts = map(int, args.part.split("/"))
+    for number, run in enumerate(runs(args)):
+        if not args.table and number % parts == part:
+            make(args, *run)
+            print(run[-1], flush=True)
+    if parts > 1:
+        return
+    frames, texts = zip(*(section(args, eps) for eps in args.eps), strict=True)
+    facts = store.circumstances()
+    asked = {
+        "images": args.images,
+        "test": args.test,
+        "held": args.held,
+        "epochs": args.epochs,
+        "lr": args.lr,
+    }
+    flags = " ".join(f"--{name} {value:g}" for name, value in asked.items())
+    known = {k: facts[k] for k in ("commit", "device", "threads")}
+    versions = {"torch": facts["versions"]["torch"], "python": platform.python_version()}
+    store.write_text(
+        DOCS / "defenses.md", HEAD.format(**asked, flags=flags, **known, **versions) + "".join(texts)
+    )
+    pl.concat(frames).write_csv(DOCS / "defenses.csv")
+
+
+if __name__ == "__main__":
+    main()
