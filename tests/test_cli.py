@@ -1,5 +1,6 @@
 """The command line, as a person meets it: in its own process, or by main() where that tells as much."""
 
+import html
 import json
 import subprocess
 import sys
@@ -89,6 +90,24 @@ def test_recalibrate_then_attack_again_is_one_command(trained, tmp_path):
     expected = (k * recalibration.logits_of(net, rest)[0].double()).softmax(dim=1)
     assert abs(float(k) - 1) > 0.01
     assert torch.allclose(cooled.clean.double(), expected, atol=1e-6)
+
+
+def test_diagnostics_are_printed_reported_and_kept(trained, tmp_path, capsys):
+    net = training.load(trained)
+    with torch.no_grad():
+        net[-1].weight.mul_(1e5)  # the softmax saturates: the gap's gradient is 0 in float32
+    weights, out = tmp_path / "steep.pt", tmp_path / "out"
+    torch.save(net.state_dict(), weights)
+    flags = ["--weights", str(weights), "--data", "digits", "--images", "40", "--attacks"]
+    command = ["evaluate", "--model", "lenet", *flags, "adaptive", "confsmooth", "--out", str(out)]
+    main(command)
+    findings = json.loads((out / "job.json").read_text())["findings"]
+    seen = {(found["kind"], found["attack"]) for found in findings}
+    assert ("vanished-gradient", "adaptive") in seen
+    assert ("vanished-gradient", "confsmooth") not in seen
+    advice = next(found["advice"] for found in findings if found["kind"] == "vanished-gradient")
+    assert advice in capsys.readouterr().out
+    assert html.escape(advice, quote=True).replace("&#x27;", "&#39;") in (out / "report.html").read_text()
 
 
 def test_recalibration_needs_images_to_spare(trained, tmp_path, capsys):

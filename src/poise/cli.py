@@ -208,6 +208,8 @@ def _show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
         table.add_row(*line, style="bold" if line[0] else None)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
+    for warning in html.warnings(runs):
+        console.print(warning, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {page}", soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ from poise import models, store, training
 from poise.attacks import Attack
 from poise.checks import InputError
 from poise.data import ImageSet
+from poise.diagnostics import diagnose
 from poise.evaluation import evaluate
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
+from poise.report import read
 from poise.shapes import Images, Labels, Model
+
+PROBE = 16  # images on which every attack is run once more, watched
 
 
 def audit(
@@ -66,6 +71,7 @@ def audit(
     }
     store.open_run(folder, job)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
+    fresh = False
     for name, attack in attacks.items():
         part = store.open_run(
             folder / name, {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
@@ -74,6 +80,9 @@ def audit(
             progress(name, len(data), len(data), "done before")
             continue
         _attack(net, data, attack, part, seed=seed, progress=progress)
+        fresh = True
+    if fresh or "findings" not in store.read_job(folder):
+        _diagnose(net, data, attacks, folder)
     return folder
 
 
@@ -121,6 +130,15 @@ def _attack(
     store.note(part, seconds=timed.seconds)
     store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
     store.write_frame(part / "records.parquet", records.frame())
+
+
+def _diagnose(net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], folder: Path) -> None:
+    """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
+    x, y = next(data.batched(PROBE).batches(torch.arange(min(PROBE, len(data)))))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
+    found = diagnose(net, attacks, x.to(device), y.to(device), records=records)
+    store.note(folder, findings=[asdict(finding) for finding in found])
 
 
 def _recalibrated(

@@ -51,6 +51,7 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
                 "content": audit.content,
                 "attacked": audit.attacked,
                 "strongest": audit.strongest.name,
+                "warnings": audit.content.get("findings", ()),
                 "finding": finding(audit, threshold=threshold),
                 "figures": pictures(audit),
             }
@@ -60,6 +61,15 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
         lines=tables.cells(table),
         threshold=threshold,
     )
+
+
+def warnings(runs: Sequence[str | Path]) -> list[str]:
+    """What the audits found that makes their numbers doubtful, a line each."""
+    return [
+        f"{audit.title}, {found['attack'] or 'model'}: {found['seen']} {found['advice']}"
+        for audit in map(read, runs)
+        for found in audit.content.get("findings", ())
+    ]
 
 
 def finding(audit: Audit, *, threshold: float) -> str:

@@ -1,0 +1,156 @@
+"""Diagnostics of an attack on probe images: gradients that vanish, step sizes that die."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from poise.attacks import Attack, Descent
+from poise.attacks.common import judged
+from poise.attacks.square import lead
+from poise.checks import check_images, check_number
+from poise.diagnostics.finding import LEAST, Finding, of_images, reported
+from poise.diagnostics.heading import SURE, gradient_free, heading
+from poise.rules import Backtrack, StepBack, StepRule
+from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point
+
+DEAD = 1e-3  # a step size below this share of the first has died: ten halvings
+
+
+def attack_findings(
+    model: Model,
+    attack: Attack,
+    x: Images,
+    y: Labels | None = None,
+    *,
+    name: str = "",
+    least: float = LEAST,
+) -> tuple[Finding, ...]:
+    """Whether the attack's gradients vanish or its step sizes die on these probe images.
+
+    The attack runs once, watched, and the model is asked once more. A gradient counts as vanished
+    where it is so small, in all that the attack got for an image, that a change of every pixel by 1
+    would change the objective by less than rounding. A step size counts as dead below a thousandth
+    of the first, where the walk came less than half of the way to the decision boundary: a size that
+    shrinks at the boundary is at its end. Walks of fewer than ten steps cannot show it, and members
+    of `worst_case` are best looked at one by one. Black-box attacks have neither and are not run.
+
+    Args:
+        model: images in [0, 1] -> logits, on the device of x.
+        attack: any attack.
+        x: probe images (n, c, h, w).
+        y: true labels (n,), for the attacks that use them.
+        name: what the findings call the attack.
+        least: the share of images from which on there is a finding.
+
+    Raises:
+        InputError: what the attack refuses.
+
+    >>> from poise.attacks import adaptive
+    >>> steep = lambda x: 1e6 * x.flatten(1)
+    >>> x = torch.tensor([0.9, 0.1]).reshape(1, 2, 1, 1)
+    >>> [finding.kind for finding in attack_findings(steep, adaptive(), x)]
+    ['vanished-gradient']
+    """
+    check_images(x)
+    check_number("least", least, 0, 1, hint="it is a share of images")
+    if len(x) == 0 or gradient_free(attack):
+        return ()
+    clean = judged(model, x, y).softmax(dim=1)
+    prediction = clean.argmax(dim=1)
+    right = torch.ones_like(prediction, dtype=torch.bool) if y is None else prediction == y.to(x.device)
+    labels = y if getattr(attack, "uses_labels", False) else None
+    watched, paces = Watched(model, len(x)), list[Pace]()
+    _paced(attack, paces)(watched, x, labels)
+    wanted = heading(attack, clean, right)
+    # Where nothing is left to do, a gradient may be 0: answers wrong already, confidence at its top.
+    sated = ~right if wanted is None else (wanted > 0) & (clean.amax(dim=1) >= SURE)
+    vanished = torch.zeros_like(right) if watched.flat is None else watched.flat & ~sated
+    dead = torch.zeros_like(right)
+    for pace in (pace for pace in paces if pace.first is not None):
+        dead |= pace.dead() & ~vanished
+    return reported(
+        [
+            of_images(
+                "vanished-gradient",
+                name,
+                vanished,
+                "of the images gave the attack no gradient that the precision can tell from 0",
+                "Use auto or confsmooth, whose gradients do not vanish where the softmax saturates, or "
+                "attack the model in float64 or with its logits divided by a constant.",
+            ),
+            of_images(
+                "dead-step-size",
+                name,
+                dead,
+                "of the images lost the label at every size of step until the size was a thousandth of "
+                "the first, far from the end of their way",
+                "Use auto or pgd_bisect, which walk across the boundary: these images stand where they "
+                "are because of the step rule, not because they are robust.",
+            ),
+        ],
+        least,
+    )
+
+
+class Watched(nn.Module):
+    """A model that notes for which images no gradient that went back to them can be told from 0."""
+
+    def __init__(self, model: Model, images: int) -> None:
+        super().__init__()
+        self.model, self.images = model, images
+        self.flat: Mask | None = None  # (n,), None until a gradient of the whole batch was asked for
+
+    def forward(self, x: Images) -> Logits:
+        """The model's logits."""
+        if x.requires_grad and len(x) == self.images:
+            x = x.view_as(x)
+            x.register_hook(self._see)  # type: ignore[no-untyped-call]
+        return self.model(x)
+
+    def _see(self, grad: Tensor) -> None:
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        flat = grad.flatten(1).to(dtype).abs().sum(dim=1) < torch.finfo(dtype).eps / 2
+        self.flat = flat if self.flat is None else self.flat & flat
+
+
+class Pace:
+    """A step rule that remembers the first and the last step."""
+
+    def __init__(self, rule: StepRule) -> None:
+        self.rule = rule
+        self.first: Point | None = None
+
+    def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
+        kept, following = self.rule(at, new, size)
+        before = lead(at.logits, at.y)
+        if self.first is None:
+            self.first, self.begin, self.lead = at, size, before
+        self.size, self.loss = following, torch.where(kept, new.loss, at.loss)
+        self.left = torch.where(kept, lead(new.logits, new.y), before)
+        return kept, following
+
+    def dead(self) -> Mask:
+        """Whether the size has died (n,), with too little of the way gone."""
+        assert self.first is not None
+        short = self.loss >= self.first.loss
+        if isinstance(self.rule, StepBack):  # it shrinks nowhere but where the label is lost
+            short |= self.left > self.lead / 2
+        return (self.size < DEAD * self.begin) & short
+
+
+def _paced(attack: Any, paces: list[Pace]) -> Any:
+    """The attack with a Pace in every walk that can shrink its steps; the paces are added to the list."""
+    if isinstance(attack, Descent):
+        if not isinstance(attack.rule, StepBack | Backtrack) or attack.steps == 0:
+            return attack
+        paces.append(Pace(attack.rule))
+        return dataclasses.replace(attack, rule=paces[-1])
+    if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
+        return attack
+    walks = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
+    walks = {name: _paced(walk, paces) for name, walk in walks.items() if isinstance(walk, Descent)}
+    return dataclasses.replace(attack, **walks) if walks else attack
