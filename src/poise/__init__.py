@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from poise.checks import InputError
 
 if TYPE_CHECKING:
-    from poise import attacks, data, defenses, metrics, models, report
+    from poise import (
+        adversarial_sets,
+        attacks,
+        compat,
+        curves,
+        data,
+        defenses,
+        diagnostics,
+        metrics,
+        models,
+        recalibration,
+        report,
+    )
     from poise.evaluation import evaluate
     from poise.records import Records
     from poise.training import load, train
@@ -20,24 +32,29 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "Records",
+    "adversarial_sets",
     "attacks",
+    "compat",
+    "curves",
     "data",
     "defenses",
+    "diagnostics",
     "evaluate",
     "load",
     "metrics",
     "models",
+    "recalibration",
     "report",
     "train",
 ]
 
-_MODULES = {"attacks", "data", "defenses", "metrics", "models", "report"}
 _NAMES = {
     "Records": "poise.records",
     "evaluate": "poise.evaluation",
     "load": "poise.training",
     "train": "poise.training",
 }
+_MODULES = {*__all__} - {"InputError", *_NAMES}
 
 
 def __getattr__(name: str) -> Any:

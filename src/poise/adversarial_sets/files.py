@@ -1,0 +1,170 @@
+"""How an adversarial set lies on the disk, and how little is believed of what is read from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from poise import store
+from poise.checks import InputError
+
+FORMAT = "poise adversarial set 1"
+MODES = {1: "L", 3: "RGB"}  # a picture of so many channels
+PICTURES = ("x", "x_adv")
+FACTS = "set.json"
+DAMAGE = (  # what the readers of JSON, PNG and zip files raise where these are broken
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    SyntaxError,
+    RuntimeError,  # RecursionError and NotImplementedError too
+    MemoryError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
+
+
+def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Write a set whole or not at all; the fingerprint that is written into it.
+
+    A path that ends in .npz becomes a file of float32 images, any other one a folder: `x` and `x_adv`
+    with a PNG an image, the rest in set.json.
+    """
+    if path.exists() and (path.is_dir() or path.suffix != ".npz"):
+        raise InputError(f"{str(path)!r} is there already: name another path, or remove it")
+    facts = {**facts, "format": FORMAT}
+    mark = fingerprint(facts, tensors)
+    facts = {**facts, "fingerprint": mark}
+    try:
+        with _placed(path) as new:
+            if path.suffix == ".npz":
+                arrays: dict[str, Any] = {name: values.numpy() for name, values in tensors.items()}
+                np.savez_compressed(new, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)
+            else:
+                _write_folder(new, facts, tensors)
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be written: {error.strerror or error}") from error
+    return mark
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and tensors of a set, whose fingerprint fits them; nothing in it is run.
+
+    Raises:
+        InputError: no set, a damaged one, or one that was changed after it was written.
+    """
+    try:
+        facts, tensors = _read_file(path) if path.is_file() else _read_folder(path)
+        mark = facts.pop("fingerprint", None)
+        if facts.get("format") != FORMAT:
+            raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
+    except DAMAGE as error:
+        raise InputError(f"{str(path)!r} is no adversarial set, or a damaged one: {error}") from error
+    if mark != fingerprint(facts, tensors):
+        raise InputError(
+            f"{str(path)!r} was changed after it was written: its content does not fit its fingerprint"
+        )
+    return facts, tensors
+
+
+def check_channels(x: Tensor) -> None:
+    """Refuse images that are neither grey nor RGB, which PNG cannot hold."""
+    if x.shape[1] not in MODES:
+        raise InputError(f"x must be grey or RGB for PNGs, got {x.shape[1]} channels: save as .npz")
+
+
+def fingerprint(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a set says. It shows a change, not who made it: publish it apart."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name].contiguous().numpy()
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _write_folder(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    folder.mkdir()
+    for name in PICTURES:
+        (folder / name).mkdir()
+        for place, pixels in enumerate((255 * tensors[name]).round().byte()):
+            picture = pixels[0] if MODES[len(pixels)] == "L" else pixels.permute(1, 2, 0)
+            Image.fromarray(picture.contiguous().numpy()).save(_file(folder, name, place))
+    rest = {name: values.tolist() for name, values in tensors.items() if name not in PICTURES}
+    shape = list(tensors["x"].shape)
+    store.write_json(folder / FACTS, {"facts": facts, "shape": shape, "columns": rest})
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    facts, columns, shape = dict(content["facts"]), dict(content["columns"]), content["shape"]
+    n, channels, height, width = (int(v) for v in shape)
+    if n < 1 or n != len(columns["y"]) or channels not in MODES:
+        raise ValueError(f"{len(columns['y'])} labels for images of shape {shape}")
+    tensors = {name: _column(name, values) for name, values in columns.items()}
+    for name in PICTURES:
+        pixels = [
+            _picture(_file(folder, name, place), MODES[channels], (width, height)) for place in range(n)
+        ]
+        tensors[name] = torch.stack(pixels).float() / 255
+    return facts, tensors
+
+
+def _column(name: str, values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64 if name in ("y", "answer") else torch.float32)
+
+
+def _picture(file: Path, mode: str, size: tuple[int, int]) -> Tensor:
+    with Image.open(file, formats=["PNG"]) as picture:
+        if (picture.mode, picture.size) != (mode, size):  # known before the pixels are unpacked
+            raise ValueError(f"{file.name} is {picture.mode} {picture.size}, not {mode} {size}")
+        pixels = torch.tensor(np.array(picture))
+    return pixels[None] if mode == "L" else pixels.permute(2, 0, 1)
+
+
+def _file(folder: Path, name: str, place: int) -> Path:
+    return folder / name / f"{place:06d}.png"
+
+
+def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with np.load(file, allow_pickle=False) as content:
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise ValueError("it is no .npz file")
+        arrays = {name: content[name] for name in content.files}
+    facts = json.loads(str(arrays.pop("facts")))
+    if not isinstance(facts, dict):
+        raise ValueError("its facts are no table")
+    return facts, {name: torch.tensor(values) for name, values in arrays.items()}
+
+
+@contextmanager
+def _placed(path: Path) -> Iterator[Path]:
+    """A path to write to beside `path`; what is there at the end takes its place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with_it = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
+    try:
+        new = with_it / path.name
+        yield new
+        new.replace(path)
+    finally:
+        shutil.rmtree(with_it)
