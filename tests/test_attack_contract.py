@@ -28,6 +28,8 @@ STEPS = 5
 RANDOM = {
     "dropout",
     "pgd-random_start",
+    "apgd_ce-random_start",
+    "apgd_dlr-random_start",
     "random_confidence",
     "square",
 }  # cases that draw, by the start of their names
@@ -64,7 +66,7 @@ class Case(NamedTuple):
 
 
 def offered(name, norm):
-    """Whether the attack knows the norm: random search and DeepFool know no L1."""
+    """Whether the attack knows the norm: random search knows no L1."""
     try:
         return build(name, norm=norm) is not None
     except InputError:

@@ -9,7 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nets import Counting, conv_net, images
 from poise import attacks
 
-LOOPS = ("pgd", "dropout", "adaptive", "confsmooth", "auto", "overconfidence", "target_confidence")
+LOOPS = (
+    "pgd",
+    "apgd_ce",
+    "apgd_dlr",
+    "dropout",
+    "adaptive",
+    "confsmooth",
+    "auto",
+    "overconfidence",
+    "target_confidence",
+)
 each_loop = pytest.mark.parametrize("name", LOOPS)
 
 

@@ -23,6 +23,7 @@ ATTACKS = {
     "cw": cw(steps=20, binary_search=3, lr=0.03),
     "deepfool l2": deepfool(),
     "deepfool linf": deepfool(norm="linf"),
+    "deepfool l1": deepfool(norm="l1"),
 }
 SEEDS = range(3)
 each_seed = pytest.mark.parametrize("seed", SEEDS)

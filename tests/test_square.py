@@ -339,3 +339,9 @@ def test_success_is_torchattacks_s_with_the_source_s_moves_and_no_less_with_ours
     assert abs(robust(searches(alike)) - theirs) <= 0.07
     assert ours <= theirs + 0.03
     assert ours < float((predictions(net, x) == y).float().mean()) - 0.1
+
+
+@every
+def test_l1_is_refused_with_the_way_out(make):
+    with pytest.raises(InputError, match=r"norm 'l1' has no random search.*l2, linf.*gradient attack"):
+        make(norm="l1")

@@ -6,6 +6,7 @@ from typing import Any
 from poise import naming
 from poise.attacks.ace import ace
 from poise.attacks.adaptive import adaptive
+from poise.attacks.apgd import apgd_ce, apgd_dlr
 from poise.attacks.auto import auto
 from poise.attacks.calibration import (
     max_miscalibration,
@@ -33,6 +34,8 @@ from poise.attacks.worst_case import worst_case
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": fgsm,
     "pgd": pgd,
+    "apgd_ce": apgd_ce,
+    "apgd_dlr": apgd_dlr,
     "dropout": dropout,
     "adaptive": adaptive,
     "confsmooth": confsmooth,
@@ -73,6 +76,8 @@ __all__ = [
     "Descent",
     "ace",
     "adaptive",
+    "apgd_ce",
+    "apgd_dlr",
     "auto",
     "build",
     "confsmooth",

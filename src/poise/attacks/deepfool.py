@@ -17,8 +17,8 @@ from poise.objectives import rival
 from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
 from poise.threat import ball
 
-ORDERS = {"l2": 2.0, "linf": math.inf}
-FAR = 1e6  # no step is longer, so that a slope near 0 overflows nothing
+ORDERS = {"l2": 2.0, "linf": math.inf, "l1": 1.0}
+FAR = 1e6  # no step is longer, so that a slope near 0 overflows nothing; also that of a step with no way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +86,47 @@ class DeepFool:
 
     def _step(self, leads: Tensor, at: Images, slack: PerSample) -> tuple[Images, Mask]:
         """The shortest step to where one of the leads (n, j) would be 0; whether its slopes are numbers."""
-        steepest = ball(self.norm, 1.0).steepest
         step = torch.zeros_like(at, dtype=torch.promote_types(at.dtype, torch.float32))
         nearest = torch.full_like(slack, math.inf, dtype=step.dtype)
         finite = torch.isfinite(slack)
         for k, lead in enumerate(leads.unbind(dim=1), 1):
             down = -torch.autograd.grad(lead.sum(), at, retain_graph=k < leads.shape[1])[0].to(step.dtype)
-            way = steepest(down)
-            slope = (way * down).flatten(1).sum(dim=1)  # the dual norm of the gradient
+            need = lead.detach() + slack
+            if self.norm == "l1":
+                tried, slope, distance = pixel_by_pixel(
+                    down, need.to(step.dtype), at.detach().to(step.dtype)
+                )
+            else:
+                way = ball(self.norm, 1.0).steepest(down)
+                slope = (way * down).flatten(1).sum(dim=1)  # the dual norm of the gradient
+                distance = (need / slope).to(step.dtype).clamp(max=FAR)
+                tried = per_image(distance) * way
             finite &= torch.isfinite(slope)
-            distance = ((lead.detach() + slack) / slope).to(step.dtype).clamp(max=FAR)
             nearer = (slope > 0) & (distance < nearest)
             nearest = torch.where(nearer, distance, nearest)
-            step = torch.where(per_image(nearer), per_image(distance) * way, step)
+            step = torch.where(per_image(nearer), tried, step)
         return step, finite
+
+
+def pixel_by_pixel(up: Images, need: PerSample, at: Images) -> tuple[Images, PerSample, PerSample]:
+    """The L1-shortest step within [0, 1] that raises a function of slopes `up` by `need`.
+
+    The pixel of the largest slope moves first, to the edge of the box if that is not enough, then the
+    next. Also the largest slopes (n,) and the steps' lengths (n,), FAR where all pixels are not enough.
+
+    >>> up, at = torch.tensor([[[[1.0, -4.0, 2.0]]]]), torch.tensor([[[[0.5, 0.25, 0.5]]]])
+    >>> [v.tolist() for v in pixel_by_pixel(up, torch.tensor([1.5]), at)]  # 4 · 0.25 + 2 · 0.25
+    [[[[[0.0, -0.25, 0.25]]]], [4.0], [0.5]]
+    """
+    slopes = up.flatten(1)
+    steep, order = slopes.abs().sort(dim=1, descending=True, stable=True)
+    room = torch.where(slopes > 0, 1 - at.flatten(1), at.flatten(1)).gather(1, order)
+    gain = steep * room
+    spent = gain.cumsum(dim=1) - gain
+    share = ((need[:, None] - spent) / gain).where(gain > 0, 0).clamp(0, 1)
+    step = torch.zeros_like(slopes).scatter(1, order, share * room) * slopes.sign()
+    length = (share * room).sum(dim=1).where(gain.sum(dim=1) >= need, FAR)
+    return step.reshape(up.shape), steep[:, 0], length
 
 
 def deepfool(
@@ -110,7 +137,7 @@ def deepfool(
     norm: str = "l2",
     candidates: int = 10,
 ) -> DeepFool:
-    """The image just across the nearest boundary, in L2 or L∞ (DeepFool, Moosavi-Dezfooli et al. 2016).
+    """The image just across the nearest boundary, in L2, L∞ or L1 (DeepFool, Moosavi-Dezfooli et al. 2016).
 
     >>> deepfool(norm="linf").overshoot
     0.02

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poise.attacks.square_moves import MOVES, Moves
+from poise.attacks.square_moves import Moves, moves
 from poise.checks import (
     InputError,
     check_choice,
@@ -23,7 +23,6 @@ from poise.checks import (
 )
 from poise.draws import Draw
 from poise.modes import evaluating
-from poise.naming import lookup
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
 
@@ -243,7 +242,7 @@ def square(
     >>> attack.queries, attack.uses_labels
     (500, True)
     """
-    moves = lookup(MOVES, norm, "norm")(eps)
+    around = moves(norm, eps)
     return Search(
-        aim=Misclassify(), moves=moves, queries=queries, p_init=p_init, whole=True, outputs=outputs
+        aim=Misclassify(), moves=around, queries=queries, p_init=p_init, whole=True, outputs=outputs
     )

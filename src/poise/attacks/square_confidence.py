@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.square import Aim, Goal, Outputs, Score, Search, lead
-from poise.attacks.square_moves import MOVES
+from poise.attacks.square_moves import moves
 from poise.checks import check_number
 from poise.draws import Draw
-from poise.naming import lookup
 from poise.objectives import Confidence
 from poise.shapes import Labels, Logits, PerSample
 
@@ -126,8 +125,8 @@ def _log_odds(z: Logits, y: Labels) -> PerSample:
 def _search(
     aim: Aim, eps: float, queries: int, p_init: float, margin: float, norm: str, outputs: Outputs
 ) -> Search:
-    moves = lookup(MOVES, norm, "norm")(eps)
-    return Search(aim=aim, moves=moves, queries=queries, p_init=p_init, margin=margin, outputs=outputs)
+    around = moves(norm, eps)
+    return Search(aim=aim, moves=around, queries=queries, p_init=p_init, margin=margin, outputs=outputs)
 
 
 def square_underconfidence(

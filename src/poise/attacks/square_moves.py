@@ -11,7 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from poise.checks import InputError
 from poise.draws import Draw
+from poise.naming import lookup
 from poise.shapes import Images, PerSample
 from poise.threat import L2, Linf
 
@@ -105,6 +107,20 @@ MOVES: Mapping[str, Callable[[float], Moves]] = {
     "linf": lambda eps: Squares(Linf(eps)),
     "l2": lambda eps: Bumps(L2(eps)),
 }
+
+
+def moves(norm: str, eps: float) -> Moves:
+    """The moves in that norm's ball; random search is offered in L∞ and L2.
+
+    >>> moves("linf", 0.1)
+    Squares(ball=Linf(eps=0.1))
+    """
+    if norm == "l1":
+        raise InputError(
+            "norm 'l1' has no random search here (known: l2, linf): take one of these or a gradient attack "
+            "such as auto or apgd_ce"
+        )
+    return lookup(MOVES, norm, "norm")(eps)
 
 
 def _numbers(x: Images, draw: Draw, count: int) -> Float[Tensor, "n count"]:

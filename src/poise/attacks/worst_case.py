@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 
+from poise.attacks.carlini import CarliniWagner
 from poise.attacks.common import accepted, judged, rejudged, standing
-from poise.attacks.descent import Attack, Descent
-from poise.checks import InputError, check_count
+from poise.attacks.deepfool import DeepFool
+from poise.attacks.descent import Attack
+from poise.checks import InputError, check_choice, check_count, check_number
+from poise.objectives import Objective
 from poise.shapes import Images, Labels, Model, per_image
+
+Budget: TypeAlias = Literal["whole", "split"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class WorstCase:
     attacks: tuple[Attack, ...]
     margin: float = 1e-4
     uses_labels: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.attacks:
+            raise InputError("worst_case needs at least one attack")
+        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
     def __call__(
         self,
@@ -54,11 +64,35 @@ class WorstCase:
         return best
 
 
+class Restartable(Attack, Protocol):
+    """An attack that can begin at random points, and that minimises something."""
+
+    @property
+    def random_start(self) -> bool:
+        """Whether it begins at a random point of its ball."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Gradients an image."""
+        ...
+
+    @property
+    def objective(self) -> Objective:
+        """What it minimises."""
+        ...
+
+    @property
+    def goal(self) -> Objective | None:
+        """What it is for, if that is not the objective."""
+        ...
+
+
 @dataclass(frozen=True)
 class Restarts:
     """One attack from several random starts; each image gets its own point of lowest goal."""
 
-    attack: Descent
+    attack: Restartable
     restarts: int
 
     def __post_init__(self) -> None:
@@ -95,13 +129,37 @@ class Restarts:
         return best
 
 
-def worst_case(attacks: Sequence[Attack], *, margin: float = 1e-4) -> WorstCase:
+def worst_case(attacks: Sequence[Attack], *, margin: float = 1e-4, budget: Budget = "whole") -> WorstCase:
     """The worst of a list of attacks for each image, every label kept (ours).
 
+    Args:
+        attacks: the members, each aimed at the prediction.
+        margin: by how much p_y has to lead its rival at a point that counts.
+        budget: "whole" leaves every member its own steps. "split" shares out as many gradients as the
+            member with the most steps would take alone: equally, what is over one each to the first
+            ones. Step sizes stay as they are.
+
     >>> from poise.attacks import adaptive, confsmooth
-    >>> len(worst_case([adaptive(steps=10), confsmooth(steps=10)]).attacks)
-    2
+    >>> [a.steps for a in worst_case([adaptive(steps=11), confsmooth(steps=8)], budget="split").attacks]
+    [6, 5]
     """
-    if not attacks:
-        raise InputError("worst_case needs at least one attack")
-    return WorstCase(tuple(attacks), margin)
+    check_choice("budget", budget, ("whole", "split"))
+    return WorstCase(tuple(_split(attacks) if budget == "split" else attacks), margin)
+
+
+def _split(attacks: Sequence[Attack]) -> list[Attack]:
+    """The attacks with `steps` that add up to the largest among them."""
+    given: list[Any] = list(attacks)
+    for attack in given:
+        if not hasattr(attack, "steps") or isinstance(attack, CarliniWagner | DeepFool):
+            raise InputError(
+                f"the budget cannot be split with {type(attack).__name__} in the list: only with attacks "
+                "whose own field `steps` is the number of their gradients; leave it out, or budget='whole'"
+            )
+    total = max((attack.steps for attack in given), default=0)
+    if total < len(given):
+        raise InputError(
+            f"{total} gradients are too few to split among {len(given)} attacks: give them more steps"
+        )
+    share, over = divmod(total, max(1, len(given)))
+    return [replace(attack, steps=share + (i < over)) for i, attack in enumerate(given)]
