@@ -1,6 +1,6 @@
 """Adversarial training, and with an underconfidence attack inside it, UAT (section 3.4)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
+from poise.defenses.common import forward
 from poise.shapes import Images, Labels, Model, Scalar
+from poise.threat import Linf
 
 
 class Defense(Protocol):
@@ -35,7 +37,8 @@ class AdversarialTraining:
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Scalar:
         labels = y if self.attack.uses_labels else None
-        return F.cross_entropy(model(self.attack(model, x, labels, generator=generator)), y)
+        x_adv = self.attack(model, x, labels, generator=generator)
+        return F.cross_entropy(forward(model, x_adv), y)
 
 
 def adversarial_training(
@@ -69,3 +72,29 @@ def uat_smooth(
     return AdversarialTraining(
         attacks.confsmooth(eps=eps, step=step, steps=steps, smoothing=smoothing, keep="last")
     )
+
+
+def uat_gap_unprojected(*, step: float = 5 / 255, steps: int = 10) -> AdversarialTraining:
+    """UAT-Gap whose training attack is held to [0, 1] alone, not to S: a reading of section 3.4.
+
+    >>> uat_gap_unprojected().attack.ball
+    Linf(eps=1.0)
+    """
+    return _unprojected(uat_gap(step=step, steps=steps))
+
+
+def uat_smooth_unprojected(
+    *, step: float = 5 / 255, steps: int = 5, smoothing: float = 0.98
+) -> AdversarialTraining:
+    """UAT-Smooth whose training attack is held to [0, 1] alone, not to S: a reading of section 3.4.
+
+    >>> uat_smooth_unprojected().attack.ball
+    Linf(eps=1.0)
+    """
+    return _unprojected(uat_smooth(step=step, steps=steps, smoothing=smoothing))
+
+
+def _unprojected(defense: AdversarialTraining) -> AdversarialTraining:
+    """The same defense in the ball of radius 1, which every image in [0, 1] lies in."""
+    assert isinstance(defense.attack, attacks.Descent)
+    return AdversarialTraining(replace(defense.attack, ball=Linf(1.0)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from poise.defenses.common import forward
 from poise.shapes import Images, Labels, Model, Scalar
 
 
@@ -15,7 +16,7 @@ class Vanilla:
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Scalar:
-        return F.cross_entropy(model(x), y)
+        return F.cross_entropy(forward(model, x), y)
 
 
 def vanilla() -> Vanilla:

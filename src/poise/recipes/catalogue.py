@@ -9,6 +9,7 @@ from rich.table import Table
 from poise.attacks import ATTACKS, READINGS
 from poise.data import DATASETS
 from poise.defenses import DEFENSES
+from poise.defenses import READINGS as DEFENSE_READINGS
 from poise.metrics import METRICS
 from poise.models import MODELS
 
@@ -16,6 +17,7 @@ TABLES = {
     "attacks": ATTACKS,
     "published readings of attacks, which leave their ball": READINGS,
     "defenses": DEFENSES,
+    "published readings of defenses": DEFENSE_READINGS,
     "models": MODELS,
     "data sets": DATASETS,
     "metrics": METRICS,

@@ -1,0 +1,148 @@
+"""Confidence-calibrated adversarial training (Stutz et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.checks import InputError, check_count, check_logits, check_number
+from poise.defenses.common import source, together
+from poise.draws import Draw
+from poise.modes import differentiable
+from poise.objectives import rival
+from poise.shapes import Images, Labels, Model, PerSample, Scalar, per_image
+from poise.threat import Linf
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargestWrong:
+    """Raise the largest probability of a wrong class by momentum and backtracking (Stutz et al. 2020).
+
+    From a random point of the ball. The direction is v ← momentum·v + (1 − momentum)·sign(g); a step
+    that does not raise the probability is taken back and the image's step size divided by `shrink`.
+    `steps` + 1 forwards, `steps` backwards. The logarithm is climbed, whose gradient does not vanish.
+    """
+
+    ball: Linf
+    step: float
+    steps: int
+    momentum: float = 0.9
+    shrink: float = 1.5
+    uses_labels: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("step", self.step, 0)
+        check_count("steps", self.steps)
+        check_number("momentum", self.momentum, 0, 1)
+        check_number("shrink", self.shrink, 1)
+
+    def __call__(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        x, y = accepted(x, y)
+        if len(x) == 0 or self.steps == 0:
+            return x
+        if y is None:
+            raise InputError("y must be given: the wrong classes are those besides the true label")
+        at = self.ball.sample(x, Draw.of(x, generator))
+        height, grad = _height(model, at, y, check=True)
+        size, way = torch.full_like(height, self.step), torch.zeros_like(at)
+        for t in range(1, self.steps + 1):
+            assert grad is not None
+            way = self.momentum * way + (1 - self.momentum) * grad.sign()
+            new = self.ball.project(at + (per_image(size) * way).to(x.dtype), x)
+            reached, new_grad = _height(model, new, y, grad=t < self.steps)
+            better = reached > height
+            at, height = torch.where(per_image(better), new, at), torch.where(better, reached, height)
+            size = torch.where(better, size, size / self.shrink)
+            if new_grad is not None:
+                grad = torch.where(per_image(better), new_grad, grad)
+        check_finite(torch.isfinite(height))
+        return at
+
+
+def _height(
+    model: Model, x: Images, y: Labels, *, grad: bool = True, check: bool = False
+) -> tuple[PerSample, Images | None]:
+    """max_{j≠y} log p_j of every image, and its gradient where asked for."""
+    with differentiable(model):
+        x = x.detach().requires_grad_(grad)
+        logits = model(x)
+        if check:
+            check_logits(logits, len(x), y)
+        height = rival(wide(logits).log_softmax(dim=1), y)
+        if grad:
+            check_differentiable(height)
+        return height.detach(), torch.autograd.grad(height.sum(), x)[0] if grad else None
+
+
+@dataclass(frozen=True)
+class ConfidenceCalibrated:
+    """Mean cross-entropy of a batch whose first half is clean and whose other half is attacked.
+
+    The target of an attacked image is (1 − g)·onehot(y) + g/K with g = 1 − (1 − min(1, ‖δ‖∞/eps))^rho:
+    at the edge of the ball the uniform distribution. An odd image more is attacked.
+
+    Args:
+        attack: gives x + δ.
+        rho: how fast the target goes over to the uniform.
+    """
+
+    attack: LargestWrong
+    rho: float
+
+    def __post_init__(self) -> None:
+        check_number("rho", self.rho, 0)
+
+    def __call__(
+        self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
+    ) -> Scalar:
+        half = len(x) // 2
+        x_adv = self.attack(model, x[half:], y[half:], generator=source(generator))
+        logits = torch.cat(together(model, x[:half], x_adv))
+        moved = (x_adv - x[half:]).flatten(1).abs().amax(dim=1)
+        share = torch.cat([moved.new_zeros(half), self.uniform_share(moved)])
+        share = share.to(logits.dtype)[:, None]
+        onehot = F.one_hot(y, logits.shape[1]).to(logits.dtype)
+        return F.cross_entropy(logits, (1 - share) * onehot + share / logits.shape[1])
+
+    def uniform_share(self, moved: Tensor) -> Tensor:
+        """g, the mass that goes evenly to all classes, for images moved that far in L∞.
+
+        >>> defense = ccat(eps=0.5, rho=2)
+        >>> defense.uniform_share(torch.tensor([0.0, 0.25, 0.5])).tolist()
+        [0.0, 0.75, 1.0]
+        """
+        eps = self.attack.ball.eps
+        near = (1 - moved / eps).clamp_min(0) if eps else torch.ones_like(moved)
+        return 1 - near**self.rho
+
+
+def ccat(
+    *,
+    eps: float = 8 / 255,
+    step: float = 0.005,
+    steps: int = 40,
+    momentum: float = 0.9,
+    shrink: float = 1.5,
+    rho: float = 10.0,
+) -> ConfidenceCalibrated:
+    """CCAT: less confidence the farther an image was attacked, up to the uniform (Stutz et al. 2020).
+
+    Step and number of steps are those of its authors; give steps=10 for the cost of the others.
+
+    >>> ccat().attack.steps
+    40
+    """
+    attack = LargestWrong(ball=Linf(eps), step=step, steps=steps, momentum=momentum, shrink=shrink)
+    return ConfidenceCalibrated(attack, rho)
