@@ -92,6 +92,24 @@ def test_recalibrate_then_attack_again_is_one_command(trained, tmp_path):
     assert torch.allclose(cooled.clean.double(), expected, atol=1e-6)
 
 
+def test_the_fast_path_keeps_every_label_and_says_so_in_the_configuration(trained, tmp_path):
+    results = {}
+    for path in (None, "bf16"):
+        out = tmp_path / str(path)
+        flags = ["--images", "60", "--eps", "0.1", "--attacks", "confsmooth", "pgd_bisect"]
+        command = ["evaluate", "--model", str(trained), "--data", "digits", *flags, "--out", str(out)]
+        main([*command, *(["--fast", path] if path else [])])
+        results[path] = {part.name: part for part in read(out).attacked}
+    quick = results["bf16"]
+    assert quick["confsmooth"].attack.startswith("Fast(") and "bf16" in quick["confsmooth"].attack
+    assert "float32" in quick["pgd_bisect"].attack
+    for name, part in quick.items():
+        assert part.records.kept.all() and (part.records.linf <= 0.1 + 1e-6).all()
+        plain = results[None][name].records
+        off = part.records.attacked.amax(dim=1) - plain.attacked.amax(dim=1)
+        assert off.mean() < 0.01
+
+
 def test_diagnostics_are_printed_reported_and_kept(trained, tmp_path, capsys):
     net = training.load(trained)
     with torch.no_grad():

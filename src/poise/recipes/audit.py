@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from poise.checks import InputError
 from poise.data import ImageSet
 from poise.diagnostics import diagnose
 from poise.evaluation import evaluate
+from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
@@ -125,9 +127,10 @@ def _attack(
         progress(part.name, done, len(data))
 
     progress(part.name, 0, len(data))
-    timed = Timed(attack)
-    records = evaluate(net, data, timed, seed=seed, on_batch=on_batch)
-    store.note(part, seconds=timed.seconds)
+    with attack.ready() if isinstance(attack, Fast) else nullcontext(attack) as ready:
+        timed = Timed(ready)
+        records = evaluate(net, data, timed, seed=seed, on_batch=on_batch)
+        store.note(part, seconds=timed.seconds, notes=list(getattr(ready, "notes", ())))
     store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
     store.write_frame(part / "records.parquet", records.frame())
 
@@ -137,7 +140,8 @@ def _diagnose(net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], fol
     x, y = next(data.batched(PROBE).batches(torch.arange(min(PROBE, len(data)))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
-    found = diagnose(net, attacks, x.to(device), y.to(device), records=records)
+    plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
+    found = diagnose(net, plain, x.to(device), y.to(device), records=records)
     store.note(folder, findings=[asdict(finding) for finding in found])
 
 

@@ -1,0 +1,273 @@
+"""Fast paths: another way to the same attack, with the model itself as the judge. Nothing here is timed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nets import Counting, Linear, confidence, conv_net, images, predictions
+from poise import InputError
+from poise.attacks import adaptive, auto, build, confsmooth, pgd, worst_case
+from poise.fast import Fast, Ready, accelerated
+from poise.fast import attack as walking
+from poise.fast import prepare as preparing
+from poise.fast.packed import PackedConv2d
+
+EPS = 0.06
+PATHS = ("float32", "bf16")
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch):
+    """bfloat16 and channels_last count as faster on every machine."""
+
+    def seconds(net, x, logits):
+        return (1.0 if net.dtype == torch.bfloat16 else 2.0) - 0.5 * (net.layout == torch.channels_last)
+
+    monkeypatch.setattr(preparing, "seconds", seconds)
+
+
+class Residual(nn.Module):
+    """Blocks with a shortcut; `how` makes the second BatchNorm foldable or not."""
+
+    def __init__(self, how="plain"):
+        super().__init__()
+        self.how = how
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv, self.inner = nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x)))
+        out = self.conv(x)
+        y = x + self.inner(out)
+        if self.how == "norm twice":
+            y = self.inner(y)
+        if self.how == "block twice":
+            y = F.relu(y) + self.inner(self.conv(y))
+        if self.how == "used elsewhere":
+            y = y + out
+        return 4 * self.head(F.relu(y).flatten(1))
+
+
+def residual(how="plain", seed=0):
+    """A net whose running statistics and affine parameters are far from 0 and 1."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Residual(how)
+        for norm in (net.norm, net.inner):
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.3, 3)
+    net.eval()
+    with torch.no_grad():
+        net.head.bias.sub_(net(images(64)).mean(dim=0) / 4)
+    return net
+
+
+NETS = {
+    "batch norm": lambda: copy.deepcopy(conv_net(0)),
+    "sharper": lambda: copy.deepcopy(conv_net(1, scale=40.0)),
+    **{
+        how: lambda how=how: residual(how)
+        for how in ("plain", "norm twice", "block twice", "used elsewhere")
+    },
+}
+
+
+def prepared(net, x, *, low=False):
+    return preparing.prepare(net, x, net(x).detach(), low=low)
+
+
+def kinds(net, kind):
+    return sum(isinstance(module, kind) for module in net.net.modules())
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("precision", PATHS)
+@pytest.mark.parametrize("attack", [confsmooth, adaptive, auto])
+def test_labels_hold_confidence_falls_and_the_ball_holds(name, precision, attack):
+    net, x = NETS[name](), images(24, 3)
+    y = predictions(net, x)
+    x_adv = accelerated(attack(eps=EPS, steps=10), precision=precision)(net, x)
+    assert torch.equal(torch.cat([predictions(net, part) for part in x_adv.split(7)]), y)
+    before, after = confidence(net, x, y), confidence(net, x_adv, y)
+    assert (after <= before + 1e-6).all() and after.mean() < before.mean() - 0.02
+    assert (x_adv - x).abs().amax() <= EPS + 1e-6 and x_adv.amin() >= 0 and x_adv.amax() <= 1
+
+
+@pytest.mark.parametrize("precision", PATHS)
+def test_the_users_model_is_left_as_it_was(precision):
+    net = residual().train()
+    net.inner.eval()
+    seen = []
+    net.head.register_forward_hook(lambda *_: seen.append(1))
+    before, modules = copy.deepcopy(net.state_dict()), list(net.modules())
+    rng = torch.get_rng_state()
+    accelerated(confsmooth(eps=EPS, steps=4), precision=precision)(net, images(6))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True))
+    assert [id(m) for m in net.modules()] == [id(m) for m in modules]
+    assert [m.training for m in net.modules()] == [True, True, True, True, False, True]
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert sum(len(m._forward_hooks) for m in net.modules()) == 1
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("how", "left"), [("plain", 0), ("norm twice", 1), ("block twice", 1), ("used elsewhere", 2)]
+)
+def test_batch_norms_are_folded_only_where_that_is_right(how, left):
+    net, x = residual(how), images(5)
+    ready = prepared(net, x)
+    assert kinds(ready.full, nn.BatchNorm2d) == left
+    assert kinds(ready.full, PackedConv2d) == 2
+    torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
+    assert any("folded" in note for note in ready.notes) == (how == "used elsewhere")
+
+
+def test_modules_with_hooks_are_not_folded():
+    net, x = residual(), images(5)
+    net.stem.register_forward_hook(lambda _, given, out: out * 2)
+    ready = prepared(net, x)
+    assert kinds(ready.full, nn.BatchNorm2d) == 1
+    torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+        {"kernel_size": (5, 2), "stride": (3, 1), "padding": (2, 0)},
+        {"kernel_size": 3, "dilation": 2, "groups": 2},
+        {"kernel_size": 1, "stride": 2, "groups": 4},
+    ],
+)
+def test_a_packed_convolution_is_the_convolution(options, bias, dtype):
+    conv = nn.Conv2d(4, 8, bias=bias, **options).to(dtype)
+    for shape in ((3, 4, 11, 10), (2, 4, 9, 12)):  # packed for the first, right for the second too
+        x = torch.rand(shape).to(dtype).requires_grad_()
+        packed = PackedConv2d(conv, torch.Size((3, 4, 11, 10)))
+        want, got = conv(x), packed(x)
+        cotangent = torch.rand_like(want)
+        close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+        torch.testing.assert_close(got, want, **close)
+        (wanted,) = torch.autograd.grad(want, x, cotangent)
+        (gotten,) = torch.autograd.grad(got, x, cotangent)
+        torch.testing.assert_close(gotten, wanted, **close)
+
+
+def test_a_copy_that_is_wrong_is_found_out_by_the_model_itself(monkeypatch):
+    net, x = residual(), images(40)
+    y = predictions(net, x)
+    wrong = residual(seed=5)
+    lie = preparing.Prepared(wrong, None, (), tuple(preparing.tensors(net)))
+    ready = Ready(Fast(attack=confsmooth(eps=0.2, steps=5)), {x.shape: lie})
+    raw = ready.fast.attack(wrong, x, y)
+    assert (predictions(net, raw) != y).any()
+    x_adv = ready(net, x)
+    assert torch.equal(predictions(net, x_adv), y)
+    assert (confidence(net, x_adv, y) <= confidence(net, x, y)).all()
+    moved = (x_adv - x).flatten(1).abs().amax(dim=1)
+    assert ((predictions(net, raw) != y) & (moved > 0)).any()  # back towards x, not always all the way
+
+
+@pytest.mark.parametrize("precision", PATHS)
+def test_strength_is_that_of_the_plain_attack(precision):
+    worst = {"float32": 0.002, "bf16": 0.02}[precision]  # tiny nets far from those of the benchmark
+    off = []
+    for seed in range(4):
+        net, x = residual(seed=seed), images(32, seed)
+        y = predictions(net, x)
+        for make in (confsmooth, auto):
+            attack = make(eps=EPS, steps=20)
+            fast = accelerated(attack, precision=precision)(net, x)
+            off.append(confidence(net, fast, y).mean() - confidence(net, attack(net, x), y).mean())
+    assert torch.stack(off).mean() <= worst, off
+
+
+def test_the_first_leg_is_in_bfloat16_and_the_second_in_float32():
+    net, x = residual(), images(6)
+    nets = prepared(net, x, low=True)
+    seen = []
+
+    def noted(part):
+        def call(x):
+            seen.append(part.dtype)
+            return part(x)
+
+        return call
+
+    lent = preparing.Prepared(noted(nets.full), noted(nets.low), (), nets.state)
+    fast = Fast(attack=confsmooth(eps=EPS, steps=10), precision="bf16", share=0.6)
+    Ready(fast, {x.shape: lent})(net, x)
+    assert seen.count(torch.bfloat16) == 7 and seen[:7] == [torch.bfloat16] * 7
+    assert seen.count(torch.float32) in (6, 6 + walking.HALVINGS)  # a check, its way back, four steps + 1
+
+
+def test_prepared_once_a_shape_and_anew_when_the_weights_change():
+    net = Counting(residual())
+    attack = confsmooth(eps=EPS, steps=5)
+    with accelerated(attack).ready() as ready:
+        x = images(8)
+        ready(net, x)
+        net.forwards = net.backwards = 0
+        ready(net, x)
+        assert (ready.preparations, net.backwards) == (1, 0)
+        assert net.forwards in (2, 2 + walking.HALVINGS)
+        ready(net, images(3))
+        assert ready.preparations == 2
+        for parameter in net.parameters():
+            parameter.data.mul_(-1.01)  # behind autograd's back: no version counter moves
+        after = ready(net, x)
+        assert ready.preparations == 3
+        net.net.norm.running_mean.add_(1)
+        last = ready(net, x)
+    assert not ready.prepared
+    assert torch.equal(last, accelerated(attack)(net, x)) and not torch.equal(last, after)
+
+
+def test_what_cannot_be_prepared_is_used_as_it_is():
+    net, x = residual(), images(4)
+    with accelerated(adaptive(eps=EPS, steps=3)).ready() as ready:
+        assert torch.equal(predictions(net, ready(lambda x: net(x), x)), predictions(net, x))
+        assert "no nn.Module" in ready.notes[0]
+        linear = Linear(torch.ones(3, 8, 8), -96.0)  # no parameters, no convolutions
+        assert torch.equal(predictions(linear, ready(linear, x)), predictions(linear, x))
+
+
+def test_attacks_against_the_true_label_may_change_it():
+    net, x = residual(), images(16)
+    y = predictions(net, x)
+    for precision in PATHS:
+        attack = pgd(eps=0.2, steps=10)
+        fast = accelerated(attack, precision=precision)
+        assert fast.uses_labels
+        flipped = predictions(net, fast(net, x, y)) != y
+        assert flipped.sum() >= (predictions(net, attack(net, x, y)) != y).sum() - 1 > 0
+
+
+@pytest.mark.parametrize("name", ["max_miscalibration", "dropout", "ace", "overconfidence", "square"])
+def test_every_kind_of_attack_goes_in_float32(name):
+    net, x = residual(), images(8)
+    y = predictions(net, x)
+    attack = accelerated(build(name, eps=EPS, steps=5))
+    x_adv = attack(net, x, y)
+    assert x_adv.shape == x.shape and (x_adv - x).abs().amax() <= EPS + 1e-6
+    if name != "square":
+        assert torch.equal(predictions(net, x_adv), y)
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="steps and a ball"):
+        Fast(attack=worst_case([auto()]), precision="bf16")
+    with pytest.raises(InputError, match="precision must be one of float32, bf16"):
+        Fast(attack=auto(), precision="half")
+    with pytest.raises(InputError, match="share"):
+        Fast(attack=auto(), share=2.0)
+    assert accelerated(auto())(residual(), images(0)).shape == (0, 3, 8, 8)
