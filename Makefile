@@ -30,6 +30,7 @@ layers: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit("poise needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps adv-lib  # visdom, its need, is for plots
 	@touch $@
 
 clean:

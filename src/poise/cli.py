@@ -103,7 +103,6 @@ def evaluate(
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
     held_out: int = 500,
     fast: Literal["float32", "bf16"] | None = None,
-    fast: Literal["float32", "bf16"] | None = None,
     batch_size: int = 128,
     seed: int = 0,
     threshold: float = 0.5,

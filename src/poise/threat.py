@@ -45,8 +45,8 @@ class Linf:
         check_number("eps", self.eps, 0, 1, hint="eps is in pixel units of [0, 1], e.g. 8/255")
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
-        delta = (x - center).clamp(-self.eps, self.eps)
-        return (center + delta).clamp(0, 1)
+        delta = (x - center).clamp_(-self.eps, self.eps)  # in place, where memory costs more than sums
+        return delta.add_(center).clamp_(0, 1)
 
     def steepest(self, grad: Images) -> Images:
         return grad.sign()
