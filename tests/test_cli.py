@@ -128,6 +128,25 @@ def test_diagnostics_are_printed_reported_and_kept(trained, tmp_path, capsys):
     assert html.escape(advice, quote=True).replace("&#x27;", "&#39;") in (out / "report.html").read_text()
 
 
+def test_an_option_that_the_defense_does_not_take_is_refused_with_those_it_does(tmp_path, capsys):
+    flags = ("--data", "digits", "--defense", "trades", "--option", "lambda=3", "--out", tmp_path / "out")
+    assert "unknown option 'lambda=3': give NAME=VALUE, of eps=" in refused(capsys, "train", *flags)
+    main(
+        [
+            "train",
+            *map(str, flags[:-3]),
+            "beta=3",
+            "--epochs",
+            "1",
+            "--images",
+            "20",
+            "--out",
+            str(flags[-1]),
+        ]
+    )
+    assert "beta=3," in json.loads((tmp_path / "out" / "job.json").read_text())["job"]["defense_value"]
+
+
 def test_recalibration_needs_images_to_spare(trained, tmp_path, capsys):
     flags = ("--model", trained, "--data", "digits", "--recalibrate", "temperature", "--held-out", "360")
     message = refused(capsys, "evaluate", *flags, "--out", tmp_path / "out")

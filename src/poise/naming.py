@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -40,3 +41,25 @@ def build(table: Mapping[str, Callable[..., T]], name: str, kind: str, options: 
     factory = lookup(table, name, kind)
     takes = inspect.signature(factory).parameters
     return factory(**{k: v for k, v in options.items() if k in takes and v is not None})
+
+
+def named_options(factory: Callable[..., object], texts: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as options of the factory, their values read as JSON.
+
+    Raises:
+        InputError: an option that the factory does not take, or a text without an equals sign.
+
+    >>> named_options(lambda *, beta=6.0, over=False: None, ["beta=3", "over=true"])
+    {'beta': 3, 'over': True}
+    """
+    takes, found = inspect.signature(factory).parameters, {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in takes:
+            known = ", ".join(f"{known}={p.default}" for known, p in takes.items()) or "there are none"
+            raise InputError(f"unknown option {text!r}: give NAME=VALUE, of {known}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found

@@ -31,6 +31,7 @@ def bars() -> Iterator[Progress]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
 
     columns = (
         TextColumn("{task.description}"),
@@ -38,7 +39,7 @@ def bars() -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=Column()),  # the one that wraps if it must
     )
     tasks: dict[str, TaskID] = {}
     with Progress(*columns) as progress:

@@ -121,7 +121,9 @@ def temperature(logits: Logits, y: Labels) -> Scale:
         return -float(log_softmax(np.exp(log_k) * z, axis=1)[np.arange(len(z)), labels].mean())
 
     edge = np.log(WIDEST) + np.log(1 / max(1e-12, np.abs(z - z.mean(axis=1, keepdims=True)).mean()))
-    found = minimize_scalar(loss, bounds=(-edge - 20, edge), method="bounded", options={"xatol": 1e-8})
+    found = minimize_scalar(
+        loss, bounds=(edge - 2 * np.log(WIDEST), edge), method="bounded", options={"xatol": 1e-8}
+    )
     return Scale(float(np.exp(found.x)))
 
 

@@ -1,0 +1,88 @@
+"""`poise evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from poise.checks import check_count
+from poise.cli.show import show
+from poise.naming import known_name
+from poise.progress import bars
+
+
+def evaluate(
+    *,
+    model: str,
+    data: str,
+    out: Path,
+    attacks: tuple[str, ...] = ("pgd", "adaptive", "confsmooth", "auto"),
+    eps: float = 0.03,
+    step: float | None = None,
+    steps: int | None = None,
+    keep: Literal["last", "best"] | None = None,
+    norm: str | None = None,
+    weights: Path | None = None,
+    images: int | None = None,
+    split: Literal["train", "test"] = "test",
+    recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
+    held_out: int = 500,
+    fast: Literal["float32", "bf16"] | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    threshold: float = 0.5,
+    root: Path = Path("data"),
+) -> None:
+    """Attack a model and report what happened to its confidence; the same command again resumes.
+
+    Args:
+        model: Run folder of a training, or a model's name with --weights.
+        data: Data set, see `poise list`.
+        out: Run folder; the report goes there too.
+        attacks: Attacks, see `poise list`.
+        eps: Budget in pixels of [0, 1].
+        step: First step's size, in pixels of [0, 1]; 5/255 by default.
+        steps: Gradient steps; 20 by default.
+        keep: Return the last point or the best; each attack's own choice by default.
+        norm: Norm of the budget: linf, l2 or l1.
+        weights: File of weights for a model given by name.
+        images: Attack so many, the same share of every class; all by default.
+        split: Part of the data set.
+        recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
+        held_out: So many images of the split to fit it on; they are not attacked.
+        fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
+            low precision); every label is checked on the model itself.
+        batch_size: Images a batch.
+        seed: Of the attacks' draws and of the choice of images.
+        threshold: Confidence under which an answer is referred to a person.
+        root: Folder of downloaded data sets.
+    """
+    from poise import attacks as known
+    from poise import data as sets
+    from poise.recipes.audit import audit
+
+    options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
+    names = [known_name([*known.ATTACKS, *known.READINGS], name, "attack") for name in attacks]
+    chosen: dict[str, known.Attack] = {name: known.build(name, **options) for name in names}
+    if fast is not None:
+        from poise.fast import accelerated
+
+        chosen = {name: accelerated(attack, precision=fast) for name, attack in chosen.items()}
+    source, held = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root), None
+    if recalibrate is not None:
+        check_count("held_out", held_out, 1, len(source) - 1)
+        held, source = source.divide(held_out, seed=seed)
+    source = source.subset(images, seed=seed)
+    with bars() as progress:
+        run = audit(
+            model,
+            source,
+            chosen,
+            out,
+            weights=weights,
+            recalibrate=recalibrate,
+            held_out=held,
+            seed=seed,
+            progress=progress,
+        )
+    show([run], out, threshold=threshold)

@@ -1,0 +1,29 @@
+"""What a command prints at its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
+    """Write the report and print its table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from poise.report import html, read, summary, tables
+
+    page = html.report(runs, out, threshold=threshold)
+    frame = summary([read(run) for run in runs], threshold=threshold)
+    caption = f"referred: right answers with a confidence under {threshold:g}"
+    table = Table(*tables.HEADING, box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for place, column in enumerate(table.columns):
+        column.justify, column.no_wrap = "left" if place < 2 else "right", place > 0
+    for line in tables.cells(frame):
+        table.add_row(*line, style="bold" if line[0] else None)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for warning in html.warnings(runs):
+        console.print(warning, soft_wrap=True, highlight=False, markup=False)
+    console.print(f"report: {page}", soft_wrap=True)

@@ -1,0 +1,9 @@
+"""Training: a defense's loss, one loop on Lightning Fabric, resumable at every step."""
+
+from poise.training.distributed import fabric_for
+from poise.training.job import TrainJob, describe
+from poise.training.loop import train
+from poise.training.outcome import load
+from poise.training.stopping import Stopped
+
+__all__ = ["Stopped", "TrainJob", "describe", "fabric_for", "load", "train"]

@@ -1,0 +1,139 @@
+"""Checkpoints: one safetensors file with everything in it, and the one before it, in case."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poise import store
+from poise.checks import InputError
+from poise.training.run import Run
+
+NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
+
+
+def save(run: Run) -> None:
+    """Write all that moves in a run; the newest file becomes the previous one.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written any more.
+    """
+    tensors = {f"model.{name}": value for name, value in run.net.state_dict().items()}
+    for index, state in run.optimizer.state_dict()["state"].items():
+        if state.get("momentum_buffer") is not None:
+            tensors[f"momentum.{index}"] = state["momentum_buffer"]
+    if run.shadow is not None:
+        tensors |= {f"average.{name}": value for name, value in run.shadow.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in (run.best or {}).items()}
+    if run.losses:
+        tensors["losses"] = torch.stack(run.losses)
+    tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+    facts = {
+        "step": run.step,
+        "seconds": run.seconds,
+        "rows": run.rows,
+        "scaler": run.fabric.strategy.precision.state_dict(),
+        "digest": digest(tensors),
+    }
+    newest = run.folder / NEWEST
+    try:
+        if newest.exists():
+            newest.replace(run.folder / PREVIOUS)
+        store.write_tensors(newest, tensors, {name: json.dumps(value) for name, value in facts.items()})
+    except OSError as error:
+        raise InputError(
+            f"the checkpoint in {str(run.folder)!r} could not be written ({error.strerror}): make room, "
+            "and the same command goes on from the one before"
+        ) from error
+
+
+def restore(run: Run) -> None:
+    """Put the newest whole checkpoint into the run, if there is one; a damaged one is warned of."""
+    found = run.fabric.broadcast(_newest(run.folder) if run.fabric.is_global_zero else None)
+    if found is None:
+        return
+    tensors, facts = found
+    run.net.load_state_dict(_part(tensors, "model."))
+    if run.shadow is not None:
+        run.shadow.load_state_dict(_part(tensors, "average."))
+    run.best = _part(tensors, "best.") or None
+    state = run.optimizer.state_dict()
+    state["state"] = {
+        int(index): {"momentum_buffer": value} for index, value in _part(tensors, "momentum.").items()
+    }
+    run.optimizer.load_state_dict(state)
+    if facts["scaler"]:
+        run.fabric.strategy.precision.load_state_dict(facts["scaler"])
+    run.step, run.seconds, run.rows = facts["step"], facts["seconds"], facts["rows"]
+    if "losses" in tensors:  # of all processes together: the first one keeps them
+        run.losses = list(run.fabric.to_device(tensors["losses"]) * run.fabric.is_global_zero)
+
+
+def remove(folder: Path) -> None:
+    """Take both files away."""
+    for name in (NEWEST, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def check_room(run: Run) -> None:
+    """Refuse a folder that cannot be written, or a disk with no room for three checkpoints.
+
+    Three: the newest, the one before, and the one being written.
+    """
+    copies = 2 + (run.shadow is not None) + (run.job.select != "last")  # weights and momentum at least
+    size = copies * sum(t.numel() * t.element_size() for t in run.net.state_dict().values())
+    try:
+        with tempfile.TemporaryFile(dir=run.folder):
+            free = shutil.disk_usage(run.folder).free
+    except OSError as error:
+        raise InputError(f"{str(run.folder)!r} cannot be written: {error.strerror}") from error
+    if free < 3 * size:
+        raise InputError(
+            f"{str(run.folder)!r} has {free / 1e6:.1f} MB free and three checkpoints need "
+            f"{3 * size / 1e6:.1f} MB: make room, or name an --out on another disk"
+        )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """A SHA-256 of the tensors' bytes, in the order of their names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest checkpoint that is whole; None where there is none at all."""
+    damaged = []
+    for name in (NEWEST, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            tensors, texts = store.read_tensors(folder / name)
+            facts = {key: json.loads(text) for key, text in texts.items()}
+            if facts["digest"] != digest(tensors):
+                raise InputError(f"{str(folder / name)!r} does not hold what was written")
+        except (InputError, KeyError, ValueError) as error:
+            damaged.append(str(folder / name))
+            warnings.warn(f"a checkpoint is damaged, the one before it counts: {error}", stacklevel=2)
+            continue
+        return tensors, facts
+    if damaged:
+        raise InputError(
+            f"no whole checkpoint is left, {' and '.join(damaged)} are damaged: remove them to begin anew"
+        )
+    return None
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

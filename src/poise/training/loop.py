@@ -1,0 +1,121 @@
+"""The loop of eq. 8, on Lightning Fabric, resumable at every step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from poise import store
+from poise.checks import InputError
+from poise.data import ImageSet
+from poise.defenses import Defense
+from poise.progress import Progress, silent
+from poise.training import checkpoint, logs, outcome
+from poise.training.distributed import agreed, check_fabric, fabric_for, meet, shares, summed, together
+from poise.training.job import TrainJob, describe
+from poise.training.run import Run, begin, generator
+from poise.training.schedule import in_force, learning_rate
+from poise.training.stopping import ASKED, DIVERGED, GOES_ON, Request, requests
+from poise.training.weights import average
+
+
+def train(
+    job: TrainJob,
+    data: ImageSet,
+    defense: Defense,
+    out: str | Path,
+    *,
+    fabric: Fabric | None = None,
+    progress: Progress = silent,
+    tensorboard: bool = False,
+) -> nn.Module:
+    """Train the job's model on the data, and leave it in the run folder `out`.
+
+    The same call again goes on after the last whole epoch, or the step in which SIGTERM or Ctrl-C
+    came, with the same bits as a run that was never stopped (on the CPU); a finished model is given
+    back. A damaged checkpoint is warned of, and the one before it used; so is a model that came to
+    answer one class for everything, and noted in job.json.
+
+    Args:
+        job: what to train, and how.
+        data: the training images; a share of them may be set aside (`job.validation`).
+        defense: gives the loss.
+        out: the run folder; several processes must all see it.
+        fabric: the devices that share out every batch, see `fabric_for`; one by default.
+        progress: told of every step.
+        tensorboard: also write every epoch's row for TensorBoard.
+
+    Raises:
+        InputError: `out` holds another run, cannot be written or has no room; or training diverged.
+        Stopped: on SIGTERM, after the checkpoint was written.
+    """
+    fabric = fabric or fabric_for(job)
+    check_fabric(fabric, job)
+    fabric.launch()
+    folder = together(fabric, lambda: store.open_run(Path(out), describe(job, data, defense)))
+    if together(fabric, (folder / "model.safetensors").exists):
+        return outcome.load(folder)
+    show = logs.board(folder, wanted=tensorboard)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), requests() as asked:
+        run = begin(job, data.batched(job.batch_size), defense, folder, fabric)
+        together(fabric, lambda: checkpoint.check_room(run))
+        checkpoint.restore(run)
+        while run.step < run.steps:
+            _epoch(run, asked, progress if fabric.is_global_zero else silent)
+            together(fabric, lambda: outcome.close_epoch(run, show))
+            run.losses, run.seconds = [], 0.0
+            if agreed(fabric, asked.code) and run.step < run.steps:
+                asked.leave(run.step, run.steps, folder)
+        return outcome.finish(run)
+
+
+def _epoch(run: Run, asked: Request, progress: Progress) -> None:
+    """The rest of an epoch; where a request to stop comes in, all is saved and the run left."""
+    (epoch, done), began = divmod(run.step, run.per_epoch), time.perf_counter()
+    note = logs.note(epoch, run.job.epochs, run.rows)
+    for chosen in torch.split(run.order(epoch), run.job.batch_size)[done:]:
+        loss, code = _step(run, chosen)
+        run.losses.append(loss)
+        run.step += 1
+        progress(f"train {run.job.defense}", run.step, run.steps, note)
+        within = run.step % run.per_epoch
+        code = agreed(run.fabric, max(code, asked.code), within)
+        if code == DIVERGED or (code == ASKED and within):
+            break
+    run.losses = list(summed(run.fabric, torch.stack(run.losses)))  # each process has its images' part
+    run.seconds += time.perf_counter() - began
+    if code == ASKED and within:
+        together(run.fabric, lambda: checkpoint.save(run))
+        asked.leave(run.step, run.steps, run.folder)
+
+
+def _step(run: Run, chosen: Tensor) -> tuple[Tensor, int]:
+    """One step of eq. 8 on a batch; this process's part of the mean loss, and whether to go on."""
+    job, fabric, code = run.job, run.fabric, GOES_ON
+    torch.manual_seed(job.seed * 1_000_003 + run.step + (fabric.global_rank << 40))  # e.g. for Dropout
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(job, run.step, run.steps)
+    defense = in_force(job, run.defense, run.step, run.steps)
+    run.optimizer.zero_grad()
+    total, share = torch.zeros((), device=fabric.device), 0.0
+    for part in shares(len(chosen), fabric, job.accumulate):
+        x, y = run.batch(chosen, part, run.step)
+        try:
+            loss = defense(run.model, x, y, generator(job, run.step)) * (len(y) / len(chosen))
+        except InputError:
+            if run.step == 0:  # nothing has been trained yet that could have diverged
+                raise
+            total, code = total + float("nan"), DIVERGED
+            break
+        fabric.backward(loss)
+        total, share = total + loss.detach(), share + len(y) / len(chosen)
+    if code == GOES_ON or fabric.world_size > 1:  # the others wait for this one's gradients
+        meet(fabric, run.net, share)
+        run.optimizer.step()
+        if run.shadow is not None:
+            average(run.shadow, run.net, job.ema, run.step)
+    return total, code

@@ -1,0 +1,148 @@
+"""What comes of the steps: a row an epoch, the weights that count, the finished run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import nn
+
+from poise import models, store
+from poise.checks import InputError
+from poise.data import ImageSet
+from poise.modes import evaluating
+from poise.recalibration import logits_of, temperature
+from poise.training import checkpoint, selection
+from poise.training.budget import budget
+from poise.training.distributed import InPrecision
+from poise.training.run import Run
+from poise.training.schedule import learning_rate
+from poise.training.weights import finite
+
+EPS = 0.03  # the budget to look at where the defense has none: the paper's in evaluation
+
+
+def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
+    """Add the epoch's row, keep its weights if they are the best, write metrics and checkpoint.
+
+    Raises:
+        InputError: the loss or a weight is no longer finite.
+    """
+    loss = float(torch.stack(run.losses).mean())
+    if not finite(run.net, loss):
+        raise InputError(_diverged(run))
+    row = {
+        "epoch": len(run.rows) + 1,
+        "loss": loss,
+        "seconds": run.seconds,
+        "lr": learning_rate(run.job, run.step - 1, run.steps),
+        "images_per_second": len(run.train) / max(run.seconds, 1e-9),
+    }
+    run.rows.append(row | _judged(run))
+    if run.job.select != "last" and _is_best(run.rows):
+        run.best = {name: t.detach().cpu().clone() for name, t in run.judged.state_dict().items()}
+    store.write_frame(run.folder / "metrics.parquet", pl.DataFrame(run.rows, infer_schema_length=None))
+    show(run.rows[-1])
+    run.losses, run.seconds = [], 0.0
+    checkpoint.save(run)
+
+
+def finish(run: Run) -> nn.Module:
+    """The trained model in evaluation mode, left in the run folder too; the checkpoints go."""
+    best = run.fabric.broadcast(run.best)
+    run.net.load_state_dict(best or run.judged.state_dict())
+    run.net.requires_grad_(True).eval()
+    if run.fabric.is_global_zero:
+        facts: dict[str, Any] = {"devices": run.fabric.world_size}
+        if best:
+            facts["selected_epoch"] = 1 + selection.best_epoch([row["score"] for row in run.rows])
+        if len(run.validation):
+            facts["k_nll"] = _scale(run)
+        seconds = sum(row["seconds"] for row in run.rows)
+        store.note(run.folder, seconds=seconds, collapsed=_collapsed(run.net, run.data), **facts)
+        store.write_tensors(run.folder / "model.safetensors", run.net.state_dict())
+        checkpoint.remove(run.folder)
+    run.fabric.barrier()
+    return run.net
+
+
+def load(run: str | Path) -> nn.Module:
+    """The trained model of a run folder, in evaluation mode, on the CPU.
+
+    Raises:
+        InputError: no such run, or one that has not finished.
+    """
+    folder = Path(run)
+    job = store.read_job(folder)["job"]
+    if job.get("kind") != "train":
+        raise InputError(f"{str(folder)!r} is no training run: its kind is {job.get('kind')!r}")
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise InputError(
+            f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
+        )
+    channels, height, width = job["shape"]
+    return models.load(
+        job["model"],
+        classes=len(job["classes"]),
+        shape=(channels, height, width),
+        weights=weights,
+    )
+
+
+def _judged(run: Run) -> dict[str, float]:
+    """Accuracy, accuracy under PGD and confidence under ConfSmooth of some images; the score, if any."""
+    job, net = run.job, run.judged
+    model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
+    eps = budget(run.defense) or EPS
+    few = selection.watched(run.train, run.validation)
+    found = selection.measure(model, run.data, few, eps, ("accuracy", "pgd", "confsmooth"))
+    row = {
+        "accuracy": found["accuracy"],
+        "pgd_accuracy": found["pgd"],
+        "confidence": found["confsmooth"],
+    }
+    if job.select == "last":
+        return row
+    if len(few) < len(run.validation):
+        found = selection.measure(model, run.data, run.validation, eps, (job.select,))
+    return row | {"score": found[job.select]}
+
+
+def _scale(run: Run) -> float | None:
+    """The factor on the logits of least validation NLL; None where there is no finite one."""
+    try:
+        return float(temperature(*logits_of(run.net, run.data.batches(run.validation))).k)
+    except InputError:
+        return None
+
+
+def _is_best(rows: list[dict[str, Any]]) -> bool:
+    return selection.best_epoch([row["score"] for row in rows]) == len(rows) - 1
+
+
+def _collapsed(net: nn.Module, data: ImageSet) -> bool:
+    """Whether the net answers one class for everything, which looks perfectly robust; warns if so."""
+    device = next(net.parameters()).device
+    with evaluating(net), torch.no_grad():
+        answers = {int(k) for x, _ in data for k in net(x.to(device)).argmax(dim=1).unique(sorted=False)}
+    if collapsed := len(answers) == 1 < len(data.classes):
+        warnings.warn(
+            "the trained model gives every image the same class: it has collapsed, and its robustness "
+            "means nothing; try a lower learning rate, a smaller eps, or eps_warmup",
+            stacklevel=4,
+        )
+    return collapsed
+
+
+def _diverged(run: Run) -> str:
+    precise = "" if run.job.precision == "32-true" else ", precision 32-true"
+    return (
+        f"the training diverged in epoch {len(run.rows) + 1}, weights or loss are no longer finite: try "
+        f"a lower learning rate than {run.job.lr:g}, warmup{precise}, in another folder than "
+        f"{str(run.folder)!r}"
+    )

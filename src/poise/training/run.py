@@ -1,0 +1,121 @@
+"""A run in progress: all that a step needs, and all that a checkpoint keeps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from poise import models
+from poise.data import ImageSet
+from poise.defenses import Defense
+from poise.shapes import Labels
+from poise.training import features, weights
+from poise.training.augment import crop_flip, moves
+from poise.training.distributed import InPrecision
+from poise.training.job import TrainJob
+from poise.training.selection import split
+
+Batch: TypeAlias = Callable[[Tensor, slice, int], tuple[Tensor, Labels]]
+
+
+@dataclass(eq=False)
+class Run:
+    """What stays the same in a run, then what moves from step to step."""
+
+    job: TrainJob
+    data: ImageSet
+    defense: Defense
+    folder: Path
+    fabric: Fabric
+    net: nn.Module  # its weights train
+    model: nn.Module  # what the defense sees: the net in its precision, or its head alone
+    shadow: nn.Module | None  # the running average
+    optimizer: Any
+    batch: Batch  # (a step's images, this process's part of them, step) -> x, y
+    train: Tensor  # indices of the images to train on
+    validation: Tensor
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)  # of the steps of this epoch
+    seconds: float = 0.0  # spent on them
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one an epoch
+    best: dict[str, Tensor] | None = None  # weights of the best epoch so far
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps an epoch."""
+        return -(-len(self.train) // self.job.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.job.epochs * self.per_epoch
+
+    @property
+    def judged(self) -> nn.Module:
+        """The net that would be the model if the run ended here."""
+        return self.net if self.shadow is None else self.shadow
+
+    def order(self, epoch: int) -> Tensor:
+        """The images of an epoch in their order, which the seed and the epoch alone decide."""
+        generator = torch.Generator().manual_seed(self.job.seed * 1_000_003 + epoch)
+        return self.train[torch.randperm(len(self.train), generator=generator)]
+
+
+def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric: Fabric) -> Run:
+    """The run before its first step; torch's random state is the job's from here on."""
+    torch.manual_seed(job.seed)
+    net = models.load(job.model, classes=len(data.classes), shape=data.shape).train()
+    if job.weights is not None:
+        weights.begin(net, Path(job.weights))
+    if job.freeze is not None:
+        weights.freeze(net, job.freeze)
+    net = fabric.to_device(net)
+    if job.channels_last:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shadow = copy.deepcopy(net).requires_grad_(False) if job.ema else None
+    if job.compile:
+        net.compile()
+    model = net if job.precision == "32-true" else InPrecision(net, fabric)
+    optimizer = fabric.setup_optimizers(weights.optimizer_of(net, job))
+    train, validation = split(data.y, job.validation, job.seed)
+    batch = _image_batches(job, data, fabric)
+    found = features.features(net, model, data) if features.constant(job, defense) else None
+    if found is not None:
+        model, batch = weights.head_of(net)[1], _feature_batches(found, data.y, fabric)
+    return Run(job, data, defense, folder, fabric, net, model, shadow, optimizer, batch, train, validation)
+
+
+def generator(job: TrainJob, step: int, *, images: bool = False) -> torch.Generator:
+    """Random numbers that the seed and the step alone decide, for the defense or for the images.
+
+    Every process and every part of a batch gets the same: what is drawn for an image by the image
+    itself (`poise.draws`) then does not depend on who computes it.
+    """
+    number = job.seed * 1_000_000_007 + step
+    return torch.Generator().manual_seed(~number if images else number)
+
+
+def _image_batches(job: TrainJob, data: ImageSet, fabric: Fabric) -> Batch:
+    """Images on the device, moved about if the job says so, as they would be in the whole batch."""
+
+    def batch(chosen: Tensor, part: slice, step: int) -> tuple[Tensor, Labels]:
+        x, y = fabric.to_device(next(data.batches(chosen[part])))
+        if job.augment == "crop-flip":
+            x = crop_flip(x, moves(len(chosen), generator(job, step, images=True)).share(part))
+        return (x.contiguous(memory_format=torch.channels_last) if job.channels_last else x), y
+
+    return batch
+
+
+def _feature_batches(found: Tensor, y: Labels, fabric: Fabric) -> Batch:
+    def batch(chosen: Tensor, part: slice, step: int) -> tuple[Tensor, Labels]:
+        return fabric.to_device((found[chosen[part]], y[chosen[part]]))  # type: ignore[no-any-return]
+
+    return batch

@@ -1,0 +1,101 @@
+"""Images set aside from training, and which epoch's weights to keep by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from poise import attacks
+from poise.checks import InputError
+from poise.data import ImageSet
+from poise.modes import evaluating
+from poise.shapes import Labels
+
+WATCHED = 512  # images looked at after every epoch
+STEPS = 5  # of the attacks on them
+
+
+def split(y: Labels, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on, and a share of every class to validate on, to the nearest image.
+
+    The seed alone draws them; both are in increasing order.
+
+    >>> train, validation = split(torch.tensor([0] * 10 + [1] * 30), 0.1, seed=0)
+    >>> len(train), (validation < 10).sum().item(), (validation >= 10).sum().item()
+    (36, 1, 3)
+    """
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    aside = torch.zeros(len(y), dtype=torch.bool)
+    for label in set(y.tolist()):
+        members = order[y[order] == label]
+        aside[members[: math.floor(share * len(members) + 0.5)]] = True
+    if share and not 0 < int(aside.sum()) < len(y):
+        raise InputError(f"validation={share:g} of {len(y)} images leaves one of the two parts empty")
+    indices = torch.arange(len(y))
+    return indices[~aside], indices[aside]
+
+
+def watched(train: Tensor, validation: Tensor) -> Tensor:
+    """The images looked at after every epoch: of the validation images, else a 50th of the others.
+
+    At least 32 and at most 512, evenly spread: looking must stay cheap beside an epoch.
+    """
+    pool = validation if len(validation) else train
+    many = len(pool) if len(validation) else max(32, len(pool) // 50)
+    many = min(many, WATCHED, len(pool))
+    return pool[torch.arange(many) * len(pool) // many]
+
+
+def measure(
+    model: nn.Module, data: ImageSet, images: Tensor, eps: float, which: Sequence[str]
+) -> dict[str, float]:
+    """Shares and means over the images with these indices, by the names of `select`.
+
+    "accuracy": right answers; "pgd": right answers under PGD; "confsmooth": mean confidence after
+    ConfSmooth over the images answered right, 0 where none is. NaN for a model that cannot be attacked.
+    """
+    device = next(model.parameters()).device
+    sums = dict.fromkeys([*which, "right"], 0.0)
+    try:
+        for x, y in data.batches(images):
+            for name, value in _counts(model, x.to(device), y.to(device), eps, which).items():
+                sums[name] += value
+    except InputError:
+        return dict.fromkeys(which, math.nan)
+    right = max(1.0, sums["right"])
+    return {name: sums[name] / (right if name == "confsmooth" else len(images)) for name in which}
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """The index of the highest score, the first of equals; NaN is below every number.
+
+    >>> best_epoch([0.5, float("nan"), 0.7, 0.7])
+    2
+    """
+    known = [-math.inf if math.isnan(score) else score for score in scores]
+    return known.index(max(known))
+
+
+def _counts(model: nn.Module, x: Tensor, y: Labels, eps: float, which: Sequence[str]) -> dict[str, float]:
+    with evaluating(model):
+        answers = _logits(model, x).argmax(dim=1)
+        counts = {"right": (answers == y).sum()}
+        if "accuracy" in which:
+            counts["accuracy"] = counts["right"]
+        if "pgd" in which:
+            moved = attacks.pgd(eps=eps, steps=STEPS)(model, x, y)
+            counts["pgd"] = (_logits(model, moved).argmax(dim=1) == y).sum()
+        if "confsmooth" in which:
+            moved = attacks.confsmooth(eps=eps, steps=STEPS)(model, x, answers)
+            confidence = _logits(model, moved).softmax(dim=1).amax(dim=1)
+            counts["confsmooth"] = (confidence * (answers == y)).sum()
+    return {name: float(value) for name, value in counts.items()}
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    return logits

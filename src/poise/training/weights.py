@@ -1,0 +1,119 @@
+"""Which weights train and how: where they begin, what is frozen, what decays, their running average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from poise.checks import InputError
+from poise.training.job import TrainJob
+
+
+def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer, with its name.
+
+    >>> head_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)))[0]
+    '2'
+    """
+    found = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
+    if not found:
+        raise InputError("the model has no linear layer that could be trained alone")
+    return found[-1]
+
+
+def begin(net: nn.Module, file: Path) -> None:
+    """Put a file's tensors into the net; a last linear layer of another width keeps its fresh weights.
+
+    Raises:
+        InputError: a file that is damaged, or fits nowhere else either.
+    """
+    own = net.state_dict()
+    head = {f"{head_of(net)[0]}.{kind}" for kind in ("weight", "bias")}
+    given = _read(file)
+    kept = {n: own[n] for n in head & own.keys() & given.keys() if own[n].shape != given[n].shape}
+    try:
+        net.load_state_dict({**given, **kept})
+    except RuntimeError as error:
+        raise InputError(f"the weights in {str(file)!r} do not fit the model: {error}") from error
+
+
+def freeze(net: nn.Module, what: str) -> None:
+    """Take a submodule out of training, its running statistics too; "backbone" is all but the head.
+
+    Raises:
+        InputError: no such submodule, or nothing left to train.
+    """
+    if what == "backbone":
+        frozen: list[nn.Module] = [net]
+    elif what in (named := dict(net.named_modules())) and what:
+        frozen = [named[what]]
+    else:
+        known = ", ".join(["backbone", *(name for name, _ in net.named_children())])
+        raise InputError(f"freeze must name a submodule, got {what!r} (known: {known})")
+    for module in frozen:
+        module.eval().requires_grad_(False)
+    if what == "backbone":
+        head_of(net)[1].train().requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise InputError(f"freeze={what!r} leaves nothing to train")
+
+
+def optimizer_of(net: nn.Module, job: TrainJob) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; without `decay_norms`, tensors of one dimension do not decay.
+
+    Those are the biases, and the scales of normalisation layers.
+    """
+    trained = [p for p in net.parameters() if p.requires_grad]
+    groups: list[dict[str, object]] = [{"params": trained}]
+    if not job.decay_norms:
+        flat = [p for p in trained if p.ndim < 2]
+        groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.SGD(groups, job.lr, job.momentum, weight_decay=job.weight_decay, nesterov=True)
+
+
+@torch.no_grad()
+def average(shadow: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Move the average towards the net after a step: e <- d e + (1 - d) w, running statistics too.
+
+    d = min(decay, (1 + t) / (10 + t)) at step t, from 0 (as TensorFlow's ExponentialMovingAverage): a
+    fixed decay of .999 would still hold the first, random weights after some hundred steps.
+
+    >>> shadow, net = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    >>> _ = shadow.weight.data.fill_(1.0), net.weight.data.fill_(2.0)
+    >>> average(shadow, net, 0.999, 0)
+    >>> round(shadow.weight.item(), 6)
+    1.9
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for ours, new in zip(_state(shadow), _state(net), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(new, 1 - decay)
+        else:
+            ours.copy_(new)
+
+
+def finite(net: nn.Module, loss: float) -> bool:
+    """Whether the loss and every weight are."""
+    return math.isfinite(loss) and all(bool(p.isfinite().all()) for p in net.parameters())
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """A file's tensors; no pickled code runs."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(state.items())
+    except Exception as error:  # a damaged file makes the unpickler raise almost anything
+        raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
+
+
+def _state(net: nn.Module) -> Iterator[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()

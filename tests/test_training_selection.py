@@ -1,0 +1,201 @@
+"""Images are set aside, and the best epoch's weights kept; what a run says of itself."""
+
+import copy
+import math
+import sys
+import types
+from collections import Counter
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from poise import InputError, defenses, models, store
+from poise.data import ImageSet
+from poise.training import outcome, selection, train
+from trainings import Spy, bits, digits, job, normed
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits()
+
+
+@pytest.fixture
+def with_norm(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "normed", normed)
+
+
+# selection
+
+
+def unlike(n=40, classes=4):
+    """Images that can be told from one another by their first pixel."""
+    pixels = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = torch.arange(n)
+    return ImageSet("unlike", pixels, torch.arange(n) % classes, tuple("abcd"[:classes]))
+
+
+def test_validation_images_are_of_every_class_and_never_trained_on(tmp_path):
+    spy, images = Spy(), unlike()
+    train(job(validation=0.2, batch_size=8), images, spy, tmp_path)
+    _, aside = selection.split(images.y, 0.2, 1)
+    assert Counter(images.y[aside].tolist()) == {0: 2, 1: 2, 2: 2, 3: 2}
+    trained = [round(255 * v) for x in spy.seen for v in x[:, 0, 0, 0].tolist()]
+    assert Counter(trained) == {i: 3 for i in range(40) if i not in aside.tolist()}
+
+
+def test_the_scale_of_least_validation_nll_is_noted(images, tmp_path):
+    net = train(job(validation=0.25, epochs=20, lr=0.05, batch_size=32), images, defenses.vanilla(), tmp_path)
+    _, aside = selection.split(images.y, 0.25, 1)
+    with torch.no_grad():
+        logits = net(images.pixels[aside].float() / 16)
+    k = torch.logspace(-3, 3, 60_001, dtype=torch.float64)
+    loss = torch.stack([F.cross_entropy(s * logits.double(), images.y[aside]) for s in k])
+    assert store.read_job(tmp_path)["k_nll"] == pytest.approx(float(k[loss.argmin()]), rel=1e-3)
+
+
+def test_the_split_is_the_seeds_and_neither_part_may_be_empty():
+    y = unlike().y
+    splits = [selection.split(y, 0.25, seed)[1].tolist() for seed in (0, 0, 1)]
+    assert splits[0] == splits[1] != splits[2]
+    with pytest.raises(InputError, match="empty"):
+        selection.split(torch.tensor([0, 1, 2]), 0.1, 0)
+
+
+@pytest.mark.parametrize(
+    ("planted", "expected"), [([0.2, 0.9, 0.4], 2), ([0.2, 0.3, 0.4], 3), ([math.nan, 0.1, 0.1], 2)]
+)
+def test_the_best_epochs_weights_become_the_model(planted, expected, images, tmp_path, monkeypatch):
+    scores, states = iter(planted), []
+
+    def measure(model, data, indices, eps, which):
+        states.append(copy.deepcopy(model.state_dict()))
+        return {**dict.fromkeys(which, 0.0), "pgd": next(scores)}
+
+    monkeypatch.setattr(selection, "measure", measure)
+    got = train(job(validation=0.1, select="pgd"), images, defenses.vanilla(), tmp_path)
+    for name, value in states[expected - 1].items():
+        assert torch.equal(got.state_dict()[name], value)
+    assert store.read_job(tmp_path)["selected_epoch"] == expected
+    history = pl.read_parquet(tmp_path / "metrics.parquet")
+    assert [*map(str, history["score"])] == [*map(str, map(float, planted))]
+
+
+class Ramp(nn.Module):
+    """Two classes whose logits differ by slope · (mean pixel − 1/2): what attacks reach is known."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x):
+        lead = self.slope * (x.flatten(1).mean(dim=1) - 0.5)
+        return torch.stack([lead / 2, -lead / 2], dim=1)
+
+
+def test_what_is_measured_on_a_net_whose_worst_case_is_known():
+    levels = torch.tensor([255, 204, 148, 0], dtype=torch.uint8)  # means of 1, .8, .58, 0
+    images = ImageSet(
+        "grey", levels[:, None, None, None].expand(4, 1, 2, 2), torch.zeros(4).long(), ("a", "b")
+    )
+    found = selection.measure(
+        Ramp(10.0), images, torch.tensor([0, 1, 2, 3]), 0.1, ("accuracy", "pgd", "confsmooth")
+    )
+    assert found["accuracy"] == 0.75 and found["pgd"] == 0.5  # the third lies .08 from the boundary
+    sigmoid = [1 / (1 + math.exp(-lead)) for lead in (4.0, 2.0)]  # both moved by .1
+    assert (sum(sigmoid) + 0.5) / 3 <= found["confsmooth"] < (sum(sigmoid) + 0.63) / 3
+
+
+def test_a_net_that_cannot_be_attacked_is_measured_as_nan():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with torch.no_grad():
+        net[1].weight.fill_(math.nan)
+    found = selection.measure(net, unlike(), torch.arange(4), 0.1, ("accuracy", "pgd"))
+    assert math.isnan(found["pgd"])
+
+
+@pytest.mark.parametrize(("defense", "expected"), [("uat-smooth", 0.1), ("vanilla", 0.03)])
+def test_the_budget_is_the_defenses_own_if_it_has_one(defense, expected, images, tmp_path, monkeypatch):
+    seen = set()
+
+    def measure(model, data, indices, eps, which):
+        seen.add(eps)
+        return dict.fromkeys(which, 0.0)
+
+    monkeypatch.setattr(selection, "measure", measure)
+    train(job(defense, epochs=1), images, defenses.build(defense, eps=0.1, steps=1), tmp_path)
+    assert seen == {expected}
+
+
+@pytest.mark.parametrize(("train_images", "aside", "expected"), [(100, 0, 32), (10, 0, 10), (5000, 0, 100)])
+def test_few_images_are_watched(train_images, aside, expected):
+    found = selection.watched(torch.arange(train_images), torch.arange(aside))
+    assert len(found) == len(set(found.tolist())) == expected
+    assert found.max() >= train_images * 0.9  # spread over all of them
+
+
+def test_validation_images_are_watched_where_there_are_any():
+    assert selection.watched(torch.arange(50), torch.arange(50, 60)).tolist() == list(range(50, 60))
+    assert len(selection.watched(torch.arange(0), torch.arange(9000))) == 512
+
+
+# logs
+
+
+def test_every_epoch_leaves_a_row(images, tmp_path):
+    train(job(), images, defenses.build("uat-smooth", eps=0.1, steps=2), tmp_path)
+    history = pl.read_parquet(tmp_path / "metrics.parquet")
+    assert history.columns == [
+        *("epoch", "loss", "seconds", "lr", "images_per_second", "accuracy", "pgd_accuracy", "confidence")
+    ]
+    assert history["images_per_second"].to_list() == pytest.approx([256 / s for s in history["seconds"]])
+    for name in ("accuracy", "pgd_accuracy", "confidence"):
+        assert history[name].is_between(0, 1).all()
+
+
+def test_looking_at_images_changes_nothing(images, tmp_path, monkeypatch, with_norm):
+    settings = job(model="normed")
+    looked = train(settings, images, defenses.vanilla(), tmp_path / "looked")
+    monkeypatch.setattr(outcome, "_judged", lambda run: {})
+    blind = train(settings, images, defenses.vanilla(), tmp_path / "blind")
+    assert bits(looked) == bits(blind)
+
+
+def test_the_progress_tells_how_the_epoch_before_ended(images, tmp_path):
+    notes = []
+    train(job(), images, defenses.vanilla(), tmp_path, progress=lambda *call: notes.append(call[3]))
+    assert notes[0] == "epoch 1/3"
+    for word in ("epoch 3/3, loss ", "accuracy ", "under PGD ", "confidence under attack ", "images/s"):
+        assert word in notes[-1]
+
+
+def test_tensorboard_gets_every_column(images, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, name, value, step):
+            written.append((self.folder, name, step))
+
+        def close(self):
+            pass
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    train(job(), images, defenses.vanilla(), tmp_path, tensorboard=True)
+    columns = set(pl.read_parquet(tmp_path / "metrics.parquet").columns) - {"epoch"}
+    assert sorted(written) == sorted(
+        (str(tmp_path / "tensorboard"), name, epoch) for name in columns for epoch in (1, 2, 3)
+    )
+
+
+def test_tensorboard_that_is_not_there_is_named(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"poise\[tensorboard\]"):
+        train(job(), images, defenses.vanilla(), tmp_path, tensorboard=True)

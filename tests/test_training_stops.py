@@ -1,0 +1,313 @@
+"""However a run is stopped, the same call goes on with the bits of one that never was."""
+
+import collections
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from poise import InputError, data, defenses, models, store
+from poise.training import Stopped, TrainJob, train
+from poise.training.checkpoint import NEWEST, PREVIOUS, check_room, digest
+
+STEPS = 12  # three epochs of four
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load("digits", split="train", images=256)
+
+
+def rich_job(**changes):
+    """A job with all that a checkpoint has to keep: momentum, buffers, draws, an average, a best epoch."""
+    settings = {"model": "drawing", "epochs": 3, "batch_size": 64, "lr": 0.05, "seed": 1}
+    options = {"ema": 0.5, "augment": "crop-flip", "validation": 0.1, "select": "accuracy", "warmup": 1}
+    return TrainJob(data="digits", defense="at", **{**settings, **options, "decay_norms": False, **changes})
+
+
+def drawing_net(*, classes=10, shape=(1, 8, 8)):
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(4 * (height - 2) * (width - 2), classes),
+    )
+
+
+@pytest.fixture(autouse=True)
+def drawing(monkeypatch):
+    monkeypatch.setitem(models.MODELS, "drawing", drawing_net)
+
+
+DEFENSE = defenses.build("at", eps=0.1, steps=2)
+
+
+def bits(net):
+    return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
+
+
+def history(folder):
+    return pl.read_parquet(folder / "metrics.parquet").drop("seconds", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def whole(images, tmp_path_factory):
+    """The run that nobody stopped: its weights and its history."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "drawing", drawing_net)
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        return bits(train(rich_job(), images, DEFENSE, folder)), history(folder)
+
+
+def resumed(images, folder, whole):
+    """Go on to the end; the steps that took."""
+    steps, before = [], signal.getsignal(signal.SIGTERM)
+    net = train(rich_job(), images, DEFENSE, folder, progress=lambda _, done, of, note: steps.append(done))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert bits(net) == whole[0]
+    assert history(folder).equals(whole[1])
+    assert not (folder / NEWEST).exists() and not (folder / PREVIOUS).exists()
+    return steps
+
+
+def at_step(step, do):
+    def progress(task, done, of, note):
+        if done == step:
+            do()
+
+    return progress
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+def cut():
+    raise Stop
+
+
+def cut_at(step, images, folder):
+    with pytest.raises(Stop):
+        train(rich_job(), images, DEFENSE, folder, progress=at_step(step, cut))
+
+
+# power cuts, kill -9
+
+
+@pytest.mark.parametrize(("step", "first"), [(1, 1), (4, 1), (6, 5), (8, 5), (12, 9)])
+def test_a_cut_run_goes_on_after_its_last_whole_epoch(step, first, images, tmp_path, whole):
+    cut_at(step, images, tmp_path)
+    assert resumed(images, tmp_path, whole) == list(range(first, STEPS + 1))
+
+
+SCRIPT = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from test_training_stops import DEFENSE, drawing_net, rich_job
+from poise import data, models
+from poise.training import train
+
+models.MODELS["drawing"] = drawing_net
+at = int(sys.argv[3])
+
+def progress(task, done, of, note):
+    if done == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(rich_job(), data.load("digits", split="train", images=256), DEFENSE, sys.argv[2], progress=progress)
+"""
+
+
+def test_kill_9_within_an_epoch_then_the_same_again_gives_equal_bits(images, tmp_path, whole):
+    here = os.path.dirname(__file__)  # noqa: PTH120
+    command = [sys.executable, "-c", SCRIPT, here, str(tmp_path / "run"), "6"]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "run" / NEWEST).exists()
+    assert resumed(images, tmp_path / "run", whole) == list(range(5, STEPS + 1))
+
+
+# signals
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_sigterm_saves_the_step_that_it_came_in(step, images, tmp_path, whole):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    ask = at_step(step, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped, match=f"after step {step} of 12.*same command") as stopped:
+        train(rich_job(), images, DEFENSE, tmp_path, progress=ask)
+    assert isinstance(stopped.value, SystemExit) and str(tmp_path) in str(stopped.value)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert resumed(images, tmp_path, whole) == list(range(step + 1, STEPS + 1))
+
+
+def test_ctrl_c_does_too_and_a_run_can_be_stopped_again_and_again(images, tmp_path, whole):
+    for step in (2, 4, 7):  # within an epoch, at the end of one, within the next
+        ask = at_step(step, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(rich_job(), images, DEFENSE, tmp_path, progress=ask)
+    assert resumed(images, tmp_path, whole) == list(range(8, STEPS + 1))
+
+
+def test_sigterm_in_the_last_step_lets_the_run_finish(images, tmp_path, whole):
+    ask = at_step(12, lambda: signal.raise_signal(signal.SIGTERM))
+    assert bits(train(rich_job(), images, DEFENSE, tmp_path, progress=ask)) == whole[0]
+
+
+def test_the_second_signal_is_the_callers(images, tmp_path):
+    calls = []
+    before = signal.signal(signal.SIGTERM, lambda *_: calls.append(1))
+    try:
+
+        def twice():
+            signal.raise_signal(signal.SIGTERM)
+            assert calls == []
+            signal.raise_signal(signal.SIGTERM)
+
+        with pytest.raises(Stopped):
+            train(rich_job(), images, DEFENSE, tmp_path, progress=at_step(1, twice))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert calls == [1]
+
+
+def test_training_works_outside_the_main_thread(images, tmp_path, whole):
+    found = []
+    thread = threading.Thread(
+        target=lambda: found.append(bits(train(rich_job(), images, DEFENSE, tmp_path)))
+    )
+    thread.start()
+    thread.join()
+    assert found == [whole[0]]
+
+
+# damaged checkpoints
+
+
+def shorten(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file):
+    """One bit, in the middle of the weights."""
+    content = bytearray(file.read_bytes())
+    content[-len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [shorten, flip, lambda file: file.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, images, tmp_path, whole):
+    cut_at(10, images, tmp_path)
+    damage(tmp_path / NEWEST)
+    with pytest.warns(UserWarning, match="the one before it counts") as told:
+        steps = resumed(images, tmp_path, whole)
+    assert str(tmp_path / NEWEST) in str(told[0].message)
+    assert steps == list(range(5, STEPS + 1))  # the newest was of the second epoch
+
+
+def test_a_missing_newest_checkpoint_is_the_one_before_without_a_word(images, tmp_path, whole):
+    cut_at(10, images, tmp_path)
+    (tmp_path / NEWEST).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps = resumed(images, tmp_path, whole)
+    assert steps[0] == 5
+
+
+def test_two_damaged_checkpoints_are_refused_by_name(images, tmp_path):
+    cut_at(10, images, tmp_path)
+    shorten(tmp_path / NEWEST), flip(tmp_path / PREVIOUS)
+    with pytest.warns(match="damaged"), pytest.raises(InputError, match="remove them") as refusal:
+        train(rich_job(), images, DEFENSE, tmp_path)
+    assert str(tmp_path / NEWEST) in str(refusal.value) and str(tmp_path / PREVIOUS) in str(refusal.value)
+
+
+def test_checkpoints_hold_no_pickles(images, tmp_path):
+    cut_at(10, images, tmp_path)
+    tensors, facts = store.read_tensors(tmp_path / NEWEST)
+    assert {name.split(".")[0] for name in tensors} == {"model", "momentum", "average", "best"}
+    assert set(facts) == {"step", "seconds", "rows", "scaler", "digest"} and facts["step"] == "8"
+
+
+def test_the_digest_sees_names_values_and_nothing_else():
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor(3, dtype=torch.int64)
+    assert digest({"a": a, "b": b}) == digest({"b": b, "a": a.clone()})
+    others = [{"a": a, "c": b}, {"a": a + 1, "b": b}, {"a": a, "b": b + 1}]
+    assert len({digest(t) for t in [{"a": a, "b": b}, *others]}) == 4
+
+
+# disks
+
+
+def test_a_disk_without_room_for_three_checkpoints_is_refused_before_the_first_step(
+    images, tmp_path, monkeypatch
+):
+    state = drawing_net().state_dict().values()
+    one = 4 * sum(t.numel() * t.element_size() for t in state)  # weights, momentum, average, best epoch
+    disk = collections.namedtuple("disk", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, 3 * one - 1))
+    steps = []
+    with pytest.raises(InputError, match=r"MB free and three checkpoints need 0\.1 MB") as refusal:
+        train(rich_job(), images, DEFENSE, tmp_path, progress=lambda *step: steps.append(step))
+    assert steps == [] and str(tmp_path) in str(refusal.value)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, 3 * one))
+    train(rich_job(epochs=1), images, DEFENSE, tmp_path / "enough")
+
+
+def test_three_checkpoints_do_fit_into_what_is_asked_for(images, tmp_path, monkeypatch):
+    asked = []
+    real = check_room
+    disk = collections.namedtuple("disk", "total used free")
+
+    def note(run):
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, 0))
+            with pytest.raises(InputError) as refusal:
+                real(run)
+        asked.append(float(str(refusal.value).split("need ")[1].split(" MB")[0]))
+
+    monkeypatch.setattr("poise.training.checkpoint.check_room", note)
+    cut_at(10, images, tmp_path)
+    size = (tmp_path / NEWEST).stat().st_size
+    assert 3 * size / 1e6 == pytest.approx(asked[0], abs=0.08)  # 0.1 MB is how it is told
+
+
+def test_a_folder_that_cannot_be_written_any_more_is_refused(images, tmp_path, monkeypatch):
+    cut_at(2, images, tmp_path)
+
+    def refuse(**about):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(InputError, match="cannot be written: Read-only"):
+        train(rich_job(), images, DEFENSE, tmp_path)
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(images, tmp_path, monkeypatch, whole):
+    write, writes = store.write_tensors, []
+
+    def fill(*args):
+        writes.append(args)
+        if len(writes) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(store, "write_tensors", fill)
+    with pytest.raises(InputError, match=r"No space left on device.*make room"):
+        train(rich_job(), images, DEFENSE, tmp_path)
+    assert resumed(images, tmp_path, whole)[0] == 5
