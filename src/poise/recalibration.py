@@ -59,8 +59,8 @@ class Interpolated(nn.Module):
     """Probabilities through a rising piecewise-linear curve; all of them, or the largest alone.
 
     The answer stays, ties to 1e-4 aside: the curve has a little slope everywhere, and where the
-    largest alone is mapped it stays above the next. A gradient goes through the curve's slope, which is nearly 0 on its flat
-    parts: an attack on such a model needs a black-box one beside it.
+    largest alone is mapped it stays above the next. A gradient goes through the curve's slope, which
+    is nearly 0 on its flat parts: an attack on such a model needs a black-box one beside it.
     """
 
     def __init__(self, at: Float[Tensor, " m"], to: Float[Tensor, " m"], *, top: bool) -> None:
