@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 import zoo
-from overhead import EPS, NETS, STEPS, Ring, Turning, floor
+from overhead import EPS, NETS, STEPS, Ring, Turning, floor, keep_memory
 
 from poise import attacks
 from poise.fast import Fast, Ready
@@ -131,6 +131,7 @@ def main():
     parser.add_argument("--images", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {' '.join(sys.argv)}")
     print(f"cpu: {torch.backends.cpu.get_cpu_capability()}, 1 thread")
     for name in options.nets:

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from poise import data, models
-from poise.models import Normalize
 from poise.shapes import Images, Labels
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY, SMALL = (1, 28, 28), (3, 32, 32)
 
 
 class Case(NamedTuple):
@@ -121,100 +120,11 @@ def imagenet_sample(start: int, end: int) -> tuple[Images, Labels]:
 # Nets
 
 
-def weights(name: str) -> dict[str, Tensor]:
-    """The tensors of a weights file."""
-    state: dict[str, Tensor] = torch.load(
-        folder() / "weights" / f"{name}.pt", map_location="cpu", weights_only=True
+def filed(name: str, file: str, classes: int, shape: tuple[int, int, int]) -> Callable[[], nn.Module]:
+    """A model of poise with the weights of that name."""
+    return lambda: models.load(
+        name, classes=classes, shape=shape, weights=folder() / "weights" / f"{file}.pt"
     )
-    return state
-
-
-def advertorch_lenet(name: str) -> nn.Module:
-    """The LeNet-5-like MNIST net of advertorch: two 3×3 convolutions, two linear layers."""
-    net = nn.Sequential()
-    net.add_module("conv1", nn.Conv2d(1, 32, 3, padding=1))
-    net.add_module("relu1", nn.ReLU())
-    net.add_module("maxpool1", nn.MaxPool2d(2))
-    net.add_module("conv2", nn.Conv2d(32, 64, 3, padding=1))
-    net.add_module("relu2", nn.ReLU())
-    net.add_module("maxpool2", nn.MaxPool2d(2))
-    net.add_module("flatten", nn.Flatten())
-    net.add_module("linear1", nn.Linear(64 * 7 * 7, 200))
-    net.add_module("relu3", nn.ReLU())
-    net.add_module("linear2", nn.Linear(200, 10))
-    net.load_state_dict(weights(name))
-    return net
-
-
-class Block(nn.Module):
-    """A basic residual block whose shortcut has no parameters (He et al. 2016, option A)."""
-
-    def __init__(self, before: int, width: int) -> None:
-        super().__init__()
-        self.stride = 1 if before == width else 2
-        self.pad = (width - before) // 2
-        self.conv1 = nn.Conv2d(before, width, 3, self.stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(out + short)
-
-
-class CifarResNet(nn.Module):
-    """He et al.'s ResNet for CIFAR-10: 6 · blocks + 2 layers."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.normalize = Normalize(*IMAGENET)
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        widths = (16, 16, 32, 64)
-        for stage in (1, 2, 3):
-            first = Block(widths[stage - 1], widths[stage])
-            rest = [Block(widths[stage], widths[stage]) for _ in range(blocks - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *rest))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
-
-
-def cifar_resnet(blocks: int, name: str) -> nn.Module:
-    """A CIFAR ResNet with its weights."""
-    net = CifarResNet(blocks)
-    net.load_state_dict(weights(name))
-    return net
-
-
-def certified(name: str) -> nn.Module:
-    """A small CIFAR-10 net trained for certified robustness (Wong et al. 2018)."""
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 4, 2, 1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(32 * 8 * 8, 100),
-        nn.ReLU(),
-        nn.Linear(100, 10),
-    )
-    net.load_state_dict(weights(name))
-    return nn.Sequential(Normalize(IMAGENET[0], (0.225,) * 3), net)
-
-
-def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 on ImageNet; its layers are timm's."""
-    import timm
-
-    net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    net.load_state_dict(weights("imagenet_efficientnet_lite0"))
-    return nn.Sequential(Normalize((127 / 255,) * 3, (128 / 255,) * 3), net)
 
 
 class Scaled(nn.Module):
@@ -272,15 +182,24 @@ def pair_lenet(a: int, b: int, seed: int) -> Callable[[], nn.Module]:
 
 
 ZOO: Mapping[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple[Images, Labels]]]] = {
-    "mnist-standard": (lambda: advertorch_lenet("mnist_lenet5_standard"), mnist_test),
-    "mnist-adversarial": (lambda: advertorch_lenet("mnist_lenet5_adversarial"), mnist_test),
+    "mnist-standard": (filed("lenet5-advertorch", "mnist_lenet5_standard", 10, GREY), mnist_test),
+    "mnist-adversarial": (filed("lenet5-advertorch", "mnist_lenet5_adversarial", 10, GREY), mnist_test),
     "mnist-3-8": (pair_lenet(3, 8, seed=0), mnist_pair_test(3, 8)),
     "mnist-4-9": (pair_lenet(4, 9, seed=1), mnist_pair_test(4, 9)),
     "digits": (digits_lenet(0), digits_test),
     "digits-b": (digits_lenet(1), digits_test),
-    "cifar10-resnet20": (lambda: cifar_resnet(3, "cifar10_resnet20"), cifar10_test),
-    "cifar10-resnet56": (lambda: cifar_resnet(9, "cifar10_resnet56"), cifar10_test),
-    "cifar10-certified-linf": (lambda: certified("cifar10_smallcnn_certified_linf8"), cifar10_test),
-    "cifar10-certified-l2": (lambda: certified("cifar10_smallcnn_certified_l2"), cifar10_test),
-    "imagenet-lite0": (efficientnet_lite0, imagenet_sample),
+    "cifar10-resnet20": (filed("cifar-resnet20", "cifar10_resnet20", 10, SMALL), cifar10_test),
+    "cifar10-resnet56": (filed("cifar-resnet56", "cifar10_resnet56", 10, SMALL), cifar10_test),
+    "cifar10-certified-linf": (
+        filed("certified-cnn", "cifar10_smallcnn_certified_linf8", 10, SMALL),
+        cifar10_test,
+    ),
+    "cifar10-certified-l2": (
+        filed("certified-cnn", "cifar10_smallcnn_certified_l2", 10, SMALL),
+        cifar10_test,
+    ),
+    "imagenet-lite0": (
+        filed("timm/tf_efficientnet_lite0", "imagenet_efficientnet_lite0", 1000, (3, 224, 224)),
+        imagenet_sample,
+    ),
 }
