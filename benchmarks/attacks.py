@@ -171,8 +171,9 @@ def main():
     head = HEAD + (
         f"\n`POISE_TEST_DATA=... python benchmarks/attacks.py --images {images}` (it needs timm besides), "
         f"commit {facts['commit']}, torch {facts['versions']['torch']}, Python "
-        f"{platform.python_version()}, {facts['device']}, one thread; L∞, {STEPS} steps, {QUERIES} queries, the "
-        "first test images of each net. The seconds are of a shared machine. The rows are in attacks.csv too.\n"
+        f"{platform.python_version()}, {facts['device']}, one thread; L∞, {STEPS} steps, {QUERIES} "
+        "queries, the first test images of each net. The seconds are of a shared machine. The rows are "
+        "in attacks.csv too.\n"
     )
     store.write_text(DOCS / "attacks.md", head + "".join(texts))
     pl.DataFrame(rows).write_csv(DOCS / "attacks.csv")
