@@ -19,7 +19,7 @@ import zoo
 from poise import defenses, store
 from poise.data import ImageSet
 from poise.progress import silent
-from poise.recipes.comparison import compare
+from poise.recipes.comparison import compare, markdown
 from poise.training import TrainJob, train
 from poise.training.budget import budget
 
@@ -30,24 +30,6 @@ EVERY = {name: (name, {}) for name in defenses.DEFENSES} | {
 }
 CLASSES = tuple("0123456789")
 DOCS = Path(__file__).parent.parent / "docs"
-COLUMNS = {  # of the table: its heading and how it is written
-    "accuracy": ("acc.", 3),
-    "pgd_accuracy": ("PGD acc.", 3),
-    "ece": ("ECE", 3),
-    "before": ("conf.", 3),
-    "after_dropout": ("Dropout", 3),
-    "after_adaptive": ("Adaptive", 3),
-    "after_confsmooth": ("ConfSmooth", 3),
-    "after_worst": ("worst", 3),
-    "stable": ("R", 3),
-    "bound": ("½+R/2", 3),
-    "raw": ("raw", 3),
-    "k": ("k", 2),
-    "at_k": ("at k", 3),
-    "clean_at_k": ("clean at k", 3),
-    "matched": ("matched", 3),
-    "time": ("time", 2),
-}
 HEAD = """# Defenses, measured
 
 MNIST, LeNet, {epochs} epochs of {images:,} training images (drawn from the first 50,000), learning
@@ -113,29 +95,7 @@ def section(args, eps):
     ]
     test, held = mnist("t10k", 0, 10_000, args.test), mnist("train", 50_000, 60_000, args.held)
     frame = compare(finished, test, held, args.out / f"compared-{eps:g}", eps=eps, mean=0.9)
-    standard = frame.filter(pl.col("defense") == "at").select("seed", at="seconds")
-    frame = frame.join(standard, on="seed", how="left").with_columns(time=pl.col("seconds") / pl.col("at"))
-    text = [f"\n## ε = {eps:g}\n\n"]
-    text.append(f"| defense | {' | '.join(heading for heading, _ in COLUMNS.values())} |\n")
-    text.append("| --- |" + " ---: |" * len(COLUMNS) + "\n")
-    for name in args.only or EVERY:
-        part = frame.filter(pl.col("defense") == name)
-        if len(part) == 0:
-            continue
-        cells = [spread(part[column], digits) for column, (_, digits) in COLUMNS.items()]
-        fallen = int(part["collapsed"].sum())
-        mark = f" *collapsed {fallen}*" if fallen else ""
-        text.append(f"| {name} ({len(part)}){mark} | {' | '.join(cells)} |\n")
-    return frame.with_columns(eps=pl.lit(eps)), "".join(text)
-
-
-def spread(values, digits):
-    """Mean ± standard deviation; a dash where nothing was measured."""
-    values = values.drop_nulls().drop_nans()
-    if len(values) == 0:
-        return "-"
-    mean = f"{values.mean():.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
+    return frame.with_columns(eps=pl.lit(eps)), f"\n## ε = {eps:g}\n\n{markdown(frame)}"
 
 
 def main():

@@ -1,11 +1,13 @@
 """Comparisons at equal scale: multiplying the logits changes the raw numbers and nothing else."""
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
 
 from nets import conv_net, images
 from poise import data, defenses, store
+from poise.cli import main
 from poise.data import ImageSet
 from poise.recalibration import Recalibrated, Scale
 from poise.recipes import comparison
@@ -86,5 +88,46 @@ def test_runs_are_measured_once_and_the_table_says_which(tmp_path, monkeypatch):
     assert frame["seed"].to_list() == [0, 1] and frame["defense"].to_list() == ["vanilla"] * 2
     assert frame.row(0, named=True) == first.row(0, named=True)
     assert (frame["seconds"] > 0).all()
-    with pytest.raises(store.InputError, match="eps: 0.05 there, 0.1 now"):
+    with pytest.raises(store.InputError, match=r"eps: 0\.05 there, 0\.1 now"):
         comparison.compare(runs, held, held, tmp_path / "out", eps=0.1, steps=1)
+
+
+def test_the_table_has_means_and_deviations_over_seeds_and_marks_what_collapsed():
+    row = {name: 0.5 for name in comparison.COLUMNS if name != "time"}
+    frame = pl.DataFrame(
+        [
+            row | {"defense": "at", "seed": 0, "seconds": 10.0, "collapsed": False, "k": None},
+            row | {"defense": "at", "seed": 1, "seconds": 20.0, "collapsed": True, "k": 2.0},
+            row | {"defense": "uat", "seed": 1, "seconds": 5.0, "collapsed": False, "accuracy": 0.25},
+        ],
+        infer_schema_length=None,
+    )
+    first, second = comparison.cells(frame)
+    at = dict(zip(comparison.HEADING, first, strict=True))
+    assert at["defense"] == "at (2, 1 collapsed)" and at["k"] == "2.00"
+    assert at["acc."] == "0.500 ± 0.000" and at["time"] == "1.00 ± 0.00"
+    uat = dict(zip(comparison.HEADING, second, strict=True))
+    assert (uat["defense"], uat["acc."], uat["time"]) == ("uat (1)", "0.250", "0.25")
+    assert comparison.markdown(frame).count("\n") == 4
+
+
+def test_the_command_compares_and_writes_its_table(tmp_path, capsys):
+    for defense in ("vanilla", "at"):
+        flags = [
+            "--data",
+            "digits",
+            "--defense",
+            defense,
+            "--epochs",
+            "1",
+            "--images",
+            "40",
+            "--eps",
+            "0.05",
+        ]
+        main(["train", *flags, "--steps", "1", "--out", str(tmp_path / defense)])
+    runs = [str(tmp_path / defense) for defense in ("vanilla", "at")]
+    flags = ["--data", "digits", "--images", "20", "--held-out", "60", "--steps", "1", "--eps", "0.05"]
+    main(["compare", *runs, *flags, "--out", str(tmp_path / "out")])
+    written = (tmp_path / "out" / "comparison.md").read_text()
+    assert written.count("\n") == 4 and "| at (1" in written and "matched" in capsys.readouterr().out

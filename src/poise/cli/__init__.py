@@ -10,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from poise.checks import InputError
+from poise.cli.compare import compare
 from poise.cli.evaluate import evaluate
 from poise.cli.show import show
 from poise.cli.train import train
@@ -71,6 +72,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "evaluate": evaluate,
     "train": train,
+    "compare": compare,
     "report": report,
     "list": list_,
     "download": download,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -27,3 +27,17 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     for warning in html.warnings(runs):
         console.print(warning, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def show_table(lines: Iterable[Sequence[str]]) -> None:
+    """Print a table whose first line is its heading."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heading, *rows = lines
+    table = Table(*heading, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for line in rows:
+        table.add_row(*line)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -21,6 +21,27 @@ from poise.shapes import Images, Labels
 
 UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
 
+COLUMNS = {  # of the table: heading and decimals
+    "accuracy": ("acc.", 3),
+    "pgd_accuracy": ("PGD acc.", 3),
+    "ece": ("ECE", 3),
+    "before": ("conf.", 3),
+    "after_dropout": ("Dropout", 3),
+    "after_adaptive": ("Adaptive", 3),
+    "after_confsmooth": ("ConfSmooth", 3),
+    "after_worst": ("worst", 3),
+    "stable": ("R", 3),
+    "bound": ("½+R/2", 3),
+    "raw": ("raw", 3),
+    "k": ("k", 2),
+    "at_k": ("at k", 3),
+    "clean_at_k": ("clean at k", 3),
+    "matched": ("matched", 3),
+    "time": ("time", 2),
+}
+
+HEADING = ["defense", *(heading for heading, _ in COLUMNS.values())]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Honest:
@@ -161,6 +182,38 @@ def compare(
         )
     progress("compare", len(runs), len(runs))
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def cells(frame: pl.DataFrame) -> list[list[str]]:
+    """The table as text under HEADING, a line a defense: mean ± standard deviation over its runs.
+
+    Their number stands in brackets; a net that answers one class for everything is marked. Time is
+    that of training, relative to `at` of the same seed.
+    """
+    standard = frame.filter(pl.col("defense") == "at").select("seed", at="seconds")
+    frame = frame.join(standard, on="seed", how="left").with_columns(time=pl.col("seconds") / pl.col("at"))
+    lines = []
+    for (name,), part in frame.group_by("defense", maintain_order=True):
+        fallen = int(part["collapsed"].sum())
+        mark = f", {fallen} collapsed" if fallen else ""
+        numbers = [_spread(part[column], digits) for column, (_, digits) in COLUMNS.items()]
+        lines.append([f"{name} ({len(part)}{mark})", *numbers])
+    return lines
+
+
+def markdown(frame: pl.DataFrame) -> str:
+    """The table in Markdown."""
+    rule = ["---", *("---:" for _ in COLUMNS)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (HEADING, rule, *cells(frame)))
+
+
+def _spread(values: pl.Series, digits: int) -> str:
+    """Mean ± standard deviation; a dash where nothing was measured."""
+    known = values.cast(pl.Float64).drop_nulls().drop_nans().to_numpy()
+    if len(known) == 0:
+        return "-"
+    mean = f"{known.mean():.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {known.std(ddof=1):.{digits}f}"
 
 
 def _only(data: ImageSet, chosen: torch.Tensor) -> list[tuple[Images, Labels]]:
