@@ -1,13 +1,92 @@
 """Data sets: what is in them, in which order, and which subset is drawn."""
 
+import hashlib
+import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms import v2
 
 from poise import InputError, data
 from poise.data import DATASETS, ImageSet
+from poise.preparation import Preparation
+
+
+def lay_out(archive, top, splits):
+    """Some files of an archive of encoded images as TOP/SPLIT/CLASS/FILE, bit for bit."""
+    arrays = np.load(archive)
+    body, offset = arrays["body"].tobytes(), arrays["offset"]
+    for split, number in splits.items():
+        for label, kind in enumerate(arrays["classes"]):
+            folder = top / split / str(kind)
+            folder.mkdir(parents=True)
+            of_class = np.flatnonzero((arrays["label"] == label) & (arrays["split"] == (split == "test")))
+            for i in of_class[:number]:
+                (folder / f"{i:05d}.jpg").write_bytes(body[offset[i] : offset[i + 1]])
+
+
+@pytest.fixture(scope="session")
+def folders_root(shared_data, tmp_path_factory):
+    """A root with the first files of the three transfer sets and of the ImageNet sample."""
+    root = tmp_path_factory.mktemp("folders")
+    for name, archive in (("chest", "chest_xray3"), ("busi", "busi"), ("mstar", "mstar11_chips")):
+        lay_out(shared_data / f"{archive}_jpeg.npz", root / name, {"train": 2, "test": 3})
+    arrays = np.load(shared_data / "imagenet_sample_jpeg.npz")
+    body, offset = arrays["body"].tobytes(), arrays["offset"]
+    for place, split in enumerate(("train", "val")):
+        for wnid in arrays["wnid"]:
+            (root / "imagenet" / split / str(wnid)).mkdir(parents=True)
+        for i in range(place, 400, 40):
+            wnid = str(arrays["wnid"][arrays["label"][i]])
+            (root / "imagenet" / split / wnid / "a.jpg").write_bytes(body[offset[i] : offset[i + 1]])
+    return root
+
+
+def pickled(path, content):
+    """The content as a pickle at the path, and torchvision's (name, md5) of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+    return [path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+
+
+@pytest.fixture(scope="session")
+def cifar_root(shared_data, tmp_path_factory):
+    """Original CIFAR images in the layout that torchvision reads, with the md5s that it then expects."""
+    root = tmp_path_factory.mktemp("cifar")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, key, labels, parts in (
+            (CIFAR10, "label_names", "labels", 5),
+            (CIFAR100, "fine_label_names", "fine_labels", 1),
+        ):
+            arrays = np.load(shared_data / f"{kind.__name__.lower()}_exact_subset.npz")
+            top, lists = root / kind.base_folder, {}
+            for split, number in (("train", parts), ("test", 1)):
+                pixels = arrays[f"x_{split}"].transpose(0, 3, 1, 2).reshape(len(arrays[f"x_{split}"]), -1)
+                cut = zip(
+                    np.array_split(pixels, number),
+                    np.array_split(arrays[f"y_{split}"], number),
+                    strict=True,
+                )
+                lists[split] = [
+                    pickled(top / f"{split}{k}", {"data": x, labels: y.tolist()})
+                    for k, (x, y) in enumerate(cut)
+                ]
+            names = [f"kind {k}" for k in range(10 if parts == 5 else 100)]
+            name, md5 = pickled(top / "meta", {key: names})
+            patch.setattr(kind, "meta", {"filename": name, "key": key, "md5": md5})
+            patch.setattr(kind, "train_list", lists["train"])
+            patch.setattr(kind, "test_list", lists["test"])
+        yield root
+
+
+ROOTS = {"mnist": "mnist_root", "cifar10": "cifar_root", "cifar100": "cifar_root"}
+COUNTED = {}  # (name, split) -> the rows of a whole set, which take a second to count
+ALLOW_EMPTY = {"preparation": Preparation(allow_empty=True)}
 
 
 @pytest.fixture
@@ -15,16 +94,25 @@ def load(request):
     """`poise.data.load`, told where a data set's files lie; digits have none."""
 
     def loaded(name, **options):
-        root = "nowhere" if name == "digits" else request.getfixturevalue(f"{name}_root")
-        return data.load(name, root=root, **options)
+        fixture = ROOTS.get(name, "folders_root")
+        root = "nowhere" if name == "digits" else request.getfixturevalue(fixture)
+        return data.load(name, root=root, **(ALLOW_EMPTY if name == "imagenet" else {}) | options)
 
     return loaded
+
+
+def pixels_of(images):
+    """All pixels of a set, decoded."""
+    if isinstance(images.pixels, torch.Tensor):
+        return images.pixels
+    return images.pixels.read(torch.arange(len(images)))
 
 
 def rows(images):
     """Every image with its label, as bytes that can be counted."""
     return [
-        (x.to(torch.uint8).numpy().tobytes(), int(y)) for x, y in zip(images.pixels, images.y, strict=True)
+        (x.to(torch.uint8).numpy().tobytes(), int(y))
+        for x, y in zip(pixels_of(images), images.y, strict=True)
     ]
 
 
@@ -50,26 +138,30 @@ def epoch(images, seed=0, number=0):
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("name", DATASETS)
 def test_batches_are_float32_images_in_the_unit_range(name, split, load):
-    images = load(name, split=split, images=300, batch_size=128)
+    few = len(load(name, split=split)) < 300
+    images = load(name, split=split, images=4 if few else 300, batch_size=3 if few else 128)
     batches = list(images)
-    assert [len(x) for x, _ in batches] == [128, 128, 44] and len(images) == 300
+    assert [len(x) for x, _ in batches] == ([3, 1] if few else [128, 128, 44])
+    assert len(images) == (4 if few else 300)
     for x, y in batches:
         assert x.dtype == torch.float32 and y.dtype == torch.int64
         assert x.shape == (len(y), *images.shape)
-        assert x.min() == 0 and x.max() == 1
+        assert x.min() >= 0 and x.max() <= 1
+        assert x.max() - x.min() > 0.3 if few else x.max() - x.min() == 1
         assert y.min() >= 0 and y.max() < len(images.classes)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_iterating_twice_gives_the_same_batches(name, load):
-    images = load(name, images=200, batch_size=64)
+    images = load(name, images=min(200, len(load(name))), batch_size=64)
     for (x, y), (again_x, again_y) in zip(images, images, strict=True):
         assert torch.equal(x, again_x) and torch.equal(y, again_y)
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_batch_size_cuts_but_does_not_reorder(name, load):
-    whole, cut = (load(name, images=200, batch_size=size) for size in (200, 7))
+    wanted = min(200, len(load(name)))
+    whole, cut = (load(name, images=wanted, batch_size=size) for size in (200, 7))
     assert torch.equal(torch.cat([x for x, _ in cut]), next(iter(whole))[0])
     assert torch.equal(torch.cat([y for _, y in cut]), whole.y)
 
@@ -79,18 +171,36 @@ def test_batch_size_cuts_but_does_not_reorder(name, load):
 @pytest.mark.parametrize("wanted", [1, 10, 123, 200])
 def test_subset_has_every_class_in_its_share(name, split, wanted, load):
     whole = load(name, split=split)
+    wanted, classes = min(wanted, len(whole) - 1), len(whole.classes)
     part = whole.subset(wanted, seed=3)
-    share = whole.y.bincount(minlength=10) * wanted / len(whole)
+    share = whole.y.bincount(minlength=classes) * wanted / len(whole)
     assert len(part) == wanted
-    assert (part.y.bincount(minlength=10) - share).abs().max() <= 1
-    assert not Counter(rows(part)) - Counter(rows(whole))  # nothing twice, nothing made up
+    assert (part.y.bincount(minlength=classes) - share).abs().max() <= 1
+    if (name, split) not in COUNTED:
+        COUNTED[name, split] = Counter(rows(whole))
+    assert not Counter(rows(part)) - COUNTED[name, split]  # nothing twice, nothing made up
 
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_images_of_load_are_those_of_subset(name, load):
     whole = load(name)
-    assert rows(load(name, images=50, seed=7)) == rows(whole.subset(50, seed=7))
+    some = min(50, len(whole) - 1)
+    assert rows(load(name, images=some, seed=7)) == rows(whole.subset(some, seed=7))
     assert rows(load(name, images=None)) == rows(whole)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_fingerprints_tell_subsets_apart_and_stay_from_load_to_load(name, load):
+    some = min(50, len(load(name)) - 1)
+    first, again = (load(name, images=some).fingerprint() for _ in range(2))
+    assert first == again != load(name).fingerprint()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_every_set_is_prepared_as_asked(name, load):
+    images = load(name, images=2, preparation=Preparation(size=9, channels="grey", allow_empty=True))
+    [(x, _)] = images
+    assert images.shape == (1, 9, 9) and x.shape == (2, 1, 9, 9)
 
 
 # digits
@@ -144,6 +254,103 @@ def test_mnist_that_is_not_there_is_refused_with_the_command_that_fetches_it(tmp
     assert not (tmp_path / "nowhere").exists()
 
 
+# CIFAR
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_has_the_published_pixels_and_labels_in_order(name, classes, split, load, shared_data):
+    arrays, images = np.load(shared_data / f"{name}_exact_subset.npz"), load(name, split=split)
+    assert np.array_equal(images.pixels.permute(0, 2, 3, 1).numpy(), arrays[f"x_{split}"])
+    assert images.y.tolist() == arrays[f"y_{split}"].tolist()
+    assert images.classes == tuple(f"kind {k}" for k in range(classes)) and images.shape == (3, 32, 32)
+
+
+# folders of image files, against torchvision
+
+
+def seen_by_torchvision(folder, *steps, drop=(), allow_empty=False):
+    """torchvision's classes, pixels and labels of a folder of class folders."""
+    found = ImageFolder(folder, v2.Compose([*steps, v2.PILToTensor()]), allow_empty=allow_empty)
+    kept = [(x, y) for x, y in found if found.classes[y] not in drop]
+    return found.classes, torch.stack([x for x, _ in kept]), [y for _, y in kept]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    ("name", "steps", "drop"),
+    [
+        ("chest", (v2.Resize(224), v2.CenterCrop(224)), ()),
+        ("busi", (v2.Resize(224), v2.CenterCrop(224)), ("normal",)),
+        ("mstar", (v2.CenterCrop(64), v2.Resize(224)), ()),
+    ],
+)
+def test_transfer_sets_are_what_torchvision_sees(name, steps, drop, split, load, folders_root):
+    images = load(name, split=split)
+    classes, pixels, labels = seen_by_torchvision(folders_root / name / split, *steps, drop=drop)
+    assert images.classes == tuple(kind for kind in classes if kind not in drop)
+    assert torch.equal(pixels_of(images), pixels)
+    assert images.y.tolist() == labels
+    assert images.y.bincount().tolist() == [3 if split == "test" else 2] * len(images.classes)
+
+
+def test_chips_of_the_test_target_are_padded_to_the_window(load):
+    """SLICY's are 54x54: in a 64x64 window black rows and columns of 5 pixels surround them."""
+    images = load("mstar", preparation=Preparation(size=64))
+    chip = pixels_of(images.take(images.y == images.classes.index("SLICY")))[0, 0]
+    assert chip[:5].max() == chip[-5:].max() == chip[:, :5].max() == chip[:, -5:].max() == 0
+    assert chip[5].max() > 0 and chip[-6].max() > 0 and chip[:, 5].max() > 0 and chip[:, -6].max() > 0
+
+
+@pytest.mark.parametrize(("split", "folder"), [("train", "train"), ("test", "val"), ("val", "val")])
+def test_imagenet_is_what_torchvision_sees(split, folder, load, folders_root):
+    images = load("imagenet", split=split)
+    classes, pixels, labels = seen_by_torchvision(
+        folders_root / "imagenet" / folder, v2.Resize(256), v2.CenterCrop(224), allow_empty=True
+    )
+    assert torch.equal(pixels_of(images), pixels) and images.y.tolist() == labels
+    assert [name.split(" ", 1)[0] for name in images.classes] == classes
+    titles = [name.split(" ", 1)[1] for name in images.classes]
+    assert titles == ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    assert images.classes[0] == "n01440764 tench"
+
+
+def test_imagenet_without_some_classes_keeps_the_others_names(load):
+    drop = ("n01440764", "n01443537")
+    images = load("imagenet", preparation=Preparation(allow_empty=True, drop=drop))
+    assert len(images.classes) == 998 and images.classes[0] == "n01484850 great white shark"
+    whole = load("imagenet")
+    assert [images.classes[y] for y in images.y] == [
+        whole.classes[y] for y in whole.y if not whole.classes[y].startswith(drop)
+    ]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "chest", "busi", "mstar", "imagenet"])
+def test_sets_that_are_not_there_are_refused_with_where_they_belong(name, tmp_path):
+    with pytest.raises(InputError) as refusal:
+        data.load(name, root=tmp_path / "nowhere")
+    assert str(tmp_path / "nowhere") in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["chest", "busi", "mstar", "imagenet"])
+def test_sets_that_cannot_be_downloaded_say_so(name, load):
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        load(name, download=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("chest", "must hold the class folders covid19"), ("imagenet", "1,000 folders")]
+)
+def test_other_classes_than_the_published_ones_are_refused(name, message, tmp_path):
+    for split in ("train", "val", "test"):
+        for kind in ("COVID19", "normal", "pneumonia"):
+            (tmp_path / name / split / kind).mkdir(parents=True)
+    with pytest.raises(InputError, match=message) as refusal:
+        data.load(name, root=tmp_path)
+    assert "folder:" in str(refusal.value)
+
+
 # loading
 
 
@@ -152,6 +359,13 @@ def test_mnist_that_is_not_there_is_refused_with_the_command_that_fetches_it(tmp
     [
         ("digitz", {}, "did you mean digits"),
         ("digits", {"split": "val"}, "split must be one of train, test"),
+        ("mnist", {"split": "val"}, "split must be one of train, test"),
+        ("cifar10", {"split": "val"}, "split must be one of train, test"),
+        ("chest", {"split": "val"}, "split must be one of train, test"),
+        ("imagenet", {"split": "trian"}, "split must be one of train, test, val"),
+        ("folder:.", {"split": "trian"}, "split must be one of train, test, val"),
+        ("folders:.", {}, "did you mean folder"),
+        ("http://x", {}, "unknown kind of data"),
         ("digits", {"images": 0}, "images must be .* at least 1, got 0"),
         ("digits", {"images": -5}, "images must be .* at least 1, got -5"),
         ("digits", {"images": 361}, "images must be at most 360.* got 361"),

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from poise.checks import InputError, check_count
 from poise.cli.show import show_table
+from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
 
@@ -22,9 +23,10 @@ def compare(
     confidence: float = 0.9,
     images: int | None = None,
     held_out: int = 500,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test", "val"] = "test",
     seed: int = 0,
     root: Path = Path("data"),
+    read: Preparation = AS_IT_IS,
 ) -> None:
     """Compare trained models so that scaling the logits cannot win; the same command resumes.
 
@@ -44,6 +46,7 @@ def compare(
         split: Part of the data set.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
+        read: How images are brought to one shape, and which are left out.
     """
     from poise import data as sets
     from poise import store
@@ -51,7 +54,7 @@ def compare(
 
     if not runs:
         raise InputError("name at least one run folder: poise compare RUN...")
-    source = sets.load(data, split=split, seed=seed, root=root)
+    source = sets.load(data, split=split, seed=seed, root=root, preparation=read)
     check_count("held_out", held_out, 1, len(source) - 1)
     held, source = source.divide(held_out, seed=seed)
     source = source.subset(images, seed=seed)

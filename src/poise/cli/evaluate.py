@@ -8,6 +8,7 @@ from typing import Literal
 from poise.checks import check_count
 from poise.cli.show import show
 from poise.naming import known_name
+from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
 
@@ -24,7 +25,7 @@ def evaluate(
     norm: str | None = None,
     weights: Path | None = None,
     images: int | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
     held_out: int = 500,
     fast: Literal["float32", "bf16"] | None = None,
@@ -32,6 +33,7 @@ def evaluate(
     seed: int = 0,
     threshold: float = 0.5,
     root: Path = Path("data"),
+    read: Preparation = AS_IT_IS,
 ) -> None:
     """Attack a model and report what happened to its confidence; the same command again resumes.
 
@@ -56,6 +58,7 @@ def evaluate(
         seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
         root: Folder of downloaded data sets.
+        read: How images are brought to one shape, and which are left out.
     """
     from poise import attacks as known
     from poise import data as sets
@@ -68,7 +71,10 @@ def evaluate(
         from poise.fast import accelerated
 
         chosen = {name: accelerated(attack, precision=fast) for name, attack in chosen.items()}
-    source, held = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root), None
+    source, held = (
+        sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read),
+        None,
+    )
     if recalibrate is not None:
         check_count("held_out", held_out, 1, len(source) - 1)
         held, source = source.divide(held_out, seed=seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from poise.naming import lookup, named_options
+from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
 
@@ -46,6 +47,7 @@ def train(
     tensorboard: bool = False,
     images: int | None = None,
     root: Path = Path("data"),
+    read: Preparation = AS_IT_IS,
 ) -> None:
     """Train a model with a defense; the same command again resumes, also after a stop within an epoch.
 
@@ -85,6 +87,7 @@ def train(
         tensorboard: Write TensorBoard's files into the run folder.
         images: Train on so many, the same share of every class; all by default.
         root: Folder of downloaded data sets.
+        read: How images are brought to one shape, and which are left out.
     """
     from poise import data as sets
     from poise import defenses, training
@@ -116,7 +119,7 @@ def train(
     )
     others = named_options(lookup({**defenses.DEFENSES, **defenses.READINGS}, defense, "defense"), option)
     chosen = defenses.build(defense, **{"eps": eps, "step": step, "steps": steps, **others})
-    source = sets.load(data, split="train", images=images, seed=seed, root=root)
+    source = sets.load(data, split="train", images=images, seed=seed, root=root, preparation=read)
     fabric = training.fabric_for(
         job, devices=devices, nodes=nodes, strategy=strategy, accelerator=accelerator
     )

@@ -1,4 +1,4 @@
-"""Image sets that fit in memory."""
+"""Image sets: in memory, or decoded from files batch by batch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from poise.checks import InputError, check_count, check_labels
+from poise.data.pictures import Pictures
 from poise.shapes import Images, Labels
 
-Split: TypeAlias = Literal["train", "test"]
+Split: TypeAlias = Literal["train", "test", "val"]
+HASHED = 1024  # images hashed at a time, so that mapped files need not fit into memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +30,13 @@ class ImageSet:
     """
 
     name: str
-    pixels: UInt8[Tensor, "n c h w"]
+    pixels: UInt8[Tensor, "n c h w"] | Pictures
     y: Labels
     classes: tuple[str, ...]
     scale: int = 255  # the integer that stands for 1.0
     batch_size: int = 128
+    device: torch.device | None = None  # where batches lie; None is the CPU
+    origin: Pictures | None = None  # what the pixels in memory were decoded from
 
     def __post_init__(self) -> None:
         check_labels(self.y, len(self.pixels))
@@ -56,8 +60,12 @@ class ImageSet:
 
     def batches(self, order: Tensor) -> Iterator[tuple[Images, Labels]]:
         """Batches of the images with these indices, in their order."""
-        for chosen in torch.split(order, self.batch_size):
-            yield self.pixels[chosen].float().div_(self.scale), self.y[chosen]
+        parts = torch.split(order, self.batch_size)
+        for chosen, block in zip(parts, self._blocks(parts), strict=True):
+            if self.device is not None and block.device != self.device:
+                block = block.pin_memory() if self.device.type == "cuda" else block
+                block = block.to(self.device, non_blocking=True)  # as integers, a quarter of the bytes
+            yield block.float().div_(self.scale), self.y[chosen]
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Images, Labels]]:
         """Batches in an order that the seed and the epoch alone decide."""
@@ -69,9 +77,20 @@ class ImageSet:
         check_count("batch_size", batch_size, 1)
         return replace(self, batch_size=batch_size)
 
+    def take(self, chosen: Tensor) -> ImageSet:
+        """The images with these indices, or where this mask is true; e.g. one process's share.
+
+        >>> data = ImageSet("three", torch.zeros(3, 1, 1, 1, dtype=torch.uint8),
+        ...                 torch.tensor([0, 1, 1]), ("a", "b"))
+        >>> data.take(torch.arange(0, 3, 2)).y.tolist()
+        [0, 1]
+        """
+        origin = None if self.origin is None else self.origin[chosen]
+        return replace(self, pixels=self.pixels[chosen], y=self.y[chosen], origin=origin)
+
     def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
         """So many images, each class in its share to within one image, in their old order."""
-        return self if images is None or images == len(self) else self.divide(images, seed=seed)[0]
+        return self if images is None or images == len(self) else self.take(self._drawn(images, seed))
 
     def divide(self, images: int, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """`subset(images)` and all the others: to fit something on images that are not reported on.
@@ -81,6 +100,50 @@ class ImageSet:
         >>> [part.y.tolist() for part in data.divide(3)]
         [[0, 0, 1], [0, 0, 1]]
         """
+        chosen = self._drawn(images, seed)
+        return self.take(chosen), self.take(~chosen)
+
+    def on(self, device: torch.device | str, *, room: int = 2**30) -> ImageSet:
+        """The same images with their batches on that device; labels stay on the CPU.
+
+        If all of them, decoded, take at most `room` bytes, they are moved there once; otherwise each
+        batch is sent as it is made. The fingerprint stays the same.
+        """
+        place = torch.empty(0, device=device).device  # with the number of a GPU
+        _, c, h, w = self.pixels.shape
+        if len(self) * c * h * w > room:
+            return replace(self, device=place)
+        if isinstance(self.pixels, Tensor):
+            return replace(self, pixels=self.pixels.to(place), device=place)
+        parts = torch.split(torch.arange(len(self)), self.batch_size)
+        decoded = torch.empty(self.pixels.shape, dtype=torch.uint8, device=place)
+        for chosen, block in zip(parts, self.pixels.stream(parts), strict=True):
+            decoded[chosen[0] : chosen[-1] + 1] = block
+        return replace(self, pixels=decoded, device=place, origin=self.pixels)
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of what exactly was looked at: pixels and labels, in order.
+
+        Of images in files: the files' bytes, the preparation, and the labels.
+        """
+        pixels = self.pixels if self.origin is None else self.origin
+        digest = hashlib.sha256(str((tuple(pixels.shape), self.scale)).encode())
+        if isinstance(pixels, Pictures):
+            for part in pixels.digests():
+                digest.update(part)
+        else:
+            for block in torch.split(pixels, HASHED):
+                digest.update(block.cpu().contiguous().numpy().tobytes())
+        digest.update(self.y.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _blocks(self, parts: tuple[Tensor, ...]) -> Iterator[UInt8[Tensor, "n c h w"]]:
+        if isinstance(self.pixels, Pictures):
+            return self.pixels.stream(parts)
+        return map(self.pixels.__getitem__, parts)
+
+    def _drawn(self, images: int, seed: int) -> Tensor:
+        """A mask of so many images, each class in its share."""
         check_count("images", images, 1)
         if images > len(self):
             raise InputError(f"images must be at most {len(self)}, all that {self.name} has, got {images}")
@@ -93,14 +156,4 @@ class ImageSet:
         members = [shuffled[self.y[shuffled] == label][:n] for label, n in enumerate(quota.tolist())]
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[torch.cat(members)] = True
-        first, rest = (
-            replace(self, pixels=self.pixels[part], y=self.y[part]) for part in (chosen, ~chosen)
-        )
-        return first, rest
-
-    def fingerprint(self) -> str:
-        """A SHA-256 of the pixels and labels, in order: what exactly was looked at."""
-        digest = hashlib.sha256(str((tuple(self.pixels.shape), self.scale)).encode())
-        for values in (self.pixels, self.y):
-            digest.update(values.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return chosen

@@ -72,7 +72,8 @@ def audit(
         "seed": seed,
     }
     store.open_run(folder, job)
-    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, data = net.to(device), data.on(device)
     fresh = False
     for name, attack in attacks.items():
         part = store.open_run(
@@ -138,10 +139,9 @@ def _attack(
 def _diagnose(net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], folder: Path) -> None:
     """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
     x, y = next(data.batched(PROBE).batches(torch.arange(min(PROBE, len(data)))))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
-    found = diagnose(net, plain, x.to(device), y.to(device), records=records)
+    found = diagnose(net, plain, x, y, records=records)
     store.note(folder, findings=[asdict(finding) for finding in found])
 
 

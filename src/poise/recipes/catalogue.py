@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from poise.attacks import ATTACKS, READINGS
-from poise.data import DATASETS
+from poise.data import DATASETS, PREFIXES
 from poise.defenses import DEFENSES
 from poise.defenses import READINGS as DEFENSE_READINGS
 from poise.metrics import METRICS
@@ -20,6 +20,7 @@ TABLES = {
     "published readings of defenses": DEFENSE_READINGS,
     "models": MODELS,
     "data sets": DATASETS,
+    "your own data, as PREFIX:...": PREFIXES,
     "metrics": METRICS,
 }
 

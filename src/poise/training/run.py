@@ -77,6 +77,7 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     if job.freeze is not None:
         weights.freeze(net, job.freeze)
     net = fabric.to_device(net)
+    data = data.on(fabric.device)
     if job.channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     shadow = copy.deepcopy(net).requires_grad_(False) if job.ema else None

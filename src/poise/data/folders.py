@@ -1,0 +1,211 @@
+"""Image files in a folder a class: the layout of torchvision's ImageFolder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from poise.checks import InputError
+from poise.data.arrays import ImageSet, Split
+from poise.data.decoding import opened
+from poise.data.pictures import hashed, pictures, readable
+from poise.preparation import AS_IT_IS, Preparation
+
+SPLITS: tuple[Split, ...] = ("train", "test", "val")
+NAMES: dict[Split, tuple[str, ...]] = {  # what folders of splits are called, in any case
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Image files on disk, as a source."""
+
+    paths: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, i: int) -> str:
+        """The file's path, in quotation marks."""
+        return repr(self.paths[i])
+
+    def image(self, i: int) -> Image.Image:
+        """The file, its header read."""
+        return opened(Path(self.paths[i]), self.name(i))
+
+    def digest(self, i: int) -> bytes:
+        """A SHA-256 of the file."""
+        return hashed(Path(self.paths[i]).read_bytes())
+
+    def alike(self) -> bool:
+        """Never: each file has a size of its own."""
+        return False
+
+
+def folder(
+    path: str,
+    split: Split,
+    *,
+    root: Path = Path("data"),
+    download: bool = False,
+    preparation: Preparation = AS_IT_IS,
+) -> ImageSet:
+    """The images in PATH/SPLIT/CLASS, or in PATH/CLASS where there are no splits (folders of image files).
+
+    Classes have their folders' names and are numbered in the order of these, as in torchvision's
+    ImageFolder; a class that another split has is counted here too. `root` and `download` play no
+    part: the path is the whole path.
+
+    Raises:
+        InputError: a folder that is not there, of another split, with no images, one class only, an
+            empty class, damaged files, or images of different sizes and no size to bring them to.
+    """
+    top = Path(path)
+    if not top.is_dir():
+        raise InputError(f"there is no folder {path!r}: name one with a folder of images a class")
+    return read(top, split_folder(top, split), preparation)
+
+
+def read(
+    top: Path,
+    part: Path,
+    preparation: Preparation,
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageSet:
+    """The images of one split's folder.
+
+    Args:
+        top: the folder of the splits; the same as `part` where there are none.
+        part: the folder of the classes.
+        preparation: of the images.
+        name: what to call the set; the folder's name by default.
+        classes: the published class names; those of the folders by default.
+    """
+    found = class_names(top, part)
+    if classes is not None and tuple(found) != tuple(classes):
+        raise InputError(
+            f"{str(part)!r} must hold the class folders {_listed(classes)}, and holds "
+            f"{_listed(found)}: rename them, or name the folder as data of its own, folder:{top}"
+        )
+    kept = keep(found, preparation.drop, repr(str(part)))
+    paths, labels = [], []
+    for label, kind in enumerate(kept):
+        files = list(images_under(part / kind))
+        paths += files
+        labels += [label] * len(files)
+    y = torch.tensor(labels, dtype=torch.int64)
+    source = Paths(tuple(paths))
+    if not paths:
+        raise InputError(
+            f"there are no images in the class folders of {str(part)!r} ({', '.join(ENDINGS)})"
+        )
+    chosen = torch.arange(len(paths))
+    if preparation.skip_damaged:
+        fine = readable(source, chosen)
+        chosen, y = chosen[fine], y[fine]
+    check_filled(y, kept, repr(str(part)), allow_empty=preparation.allow_empty)
+    full = top.resolve()
+    title = name or (full.parent if _split_called(full.name) else full).name
+    return ImageSet(title, pictures(source, chosen, preparation), y, kept)
+
+
+def split_folder(top: Path, split: Split) -> Path:
+    """Where the classes of a split lie, under the folder that was named."""
+    there = split_folders(top)
+    if split in there:
+        return there[split]
+    if there:
+        raise InputError(
+            f"{str(top)!r} has the split{'s' if len(there) > 1 else ''} {', '.join(there)} and no "
+            f"{split!r}: "
+            f"take one of these (--split {next(iter(there))})"
+        )
+    own = _split_called(top.resolve().name)
+    if own not in (None, split):
+        raise InputError(
+            f"{str(top)!r} is the folder of split {own!r}, and {split!r} is asked for: name the folder "
+            f"above it, or take --split {own}"
+        )
+    return top
+
+
+def split_folders(top: Path) -> dict[Split, Path]:
+    """The folders of splits in a folder, called train or training, test or testing, val ..."""
+    found: dict[Split, Path] = {}
+    for name in sorted(folders_in(top)):
+        split = _split_called(name)
+        if split is not None:
+            found.setdefault(split, top / name)
+    return found
+
+
+def class_names(top: Path, part: Path) -> list[str]:
+    """The names of the class folders in all splits, sorted: labels must mean the same in each."""
+    above = part.resolve().parent if part == top and _split_called(top.resolve().name) else top
+    splits = split_folders(above).values()
+    return sorted({name for folder in (part, *splits) for name in folders_in(folder)})
+
+
+def keep(classes: Sequence[str], drop: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes but those to be dropped; at least two are left."""
+    if unknown := [name for name in drop if name not in classes]:
+        raise InputError(f"drop names {_listed(unknown)}, and {where} has the classes {_listed(classes)}")
+    kept = tuple(name for name in classes if name not in drop)
+    if len(kept) < 2:
+        raise InputError(
+            f"{where} has {_counted(kept)}, and a classifier needs at least two: name the folder that "
+            "holds "
+            "a folder of images a class"
+        )
+    return kept
+
+
+def check_filled(y: torch.Tensor, classes: Sequence[str], where: str, *, allow_empty: bool) -> None:
+    """Refuse classes without images, unless they are allowed and some class has images."""
+    counts = torch.bincount(y, minlength=len(classes)).tolist()
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty and (not allow_empty or len(empty) == len(classes)):
+        raise InputError(
+            f"{where} has no images of {_counted(empty)}: add some, leave the class out with "
+            "drop (--read.drop), or keep its place with allow_empty=True (--read.allow-empty)"
+        )
+
+
+def images_under(folder: Path) -> Iterator[str]:
+    """The image files in a folder and the folders in it, in sorted order; none if it is not there."""
+    for where, inner, files in os.walk(folder, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                yield os.path.join(where, name)  # noqa: PTH118  a Path for each of a million files is slow
+
+
+def folders_in(folder: Path) -> list[str]:
+    """The names of the folders in a folder, hidden ones left out, in any order."""
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
+
+
+def _split_called(name: str) -> Split | None:
+    return next((split for split, names in NAMES.items() if name.lower() in names), None)
+
+
+def _counted(names: Sequence[str]) -> str:
+    kind = "class" if len(names) == 1 else "classes"
+    return f"{len(names) or 'no'} {kind}" + (f" ({_listed(names)})" if names else "")
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"

@@ -1,0 +1,79 @@
+"""What is done to an image file before a model sees it; no torch here, so that flags are read fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, TypeAlias
+
+from poise.checks import InputError, check_choice, check_count
+
+Channels: TypeAlias = Literal["rgb", "grey"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """How images are brought to one shape, and which are left out.
+
+    The order: 8 bits a channel, colours, the window `crop`, the short side to `resize`, the centre
+    `size` x `size`. What is left at its default is as the data set has it.
+
+    Args:
+        size: Height and width of the images: resized by the short side, then cut from the centre.
+        resize: Length of the short side before that cut; `size` by default.
+        crop: Side of the centre window that is cut first, with black where an image is smaller.
+        channels: Colours, rgb or grey; as in the files by default, and rgb where they differ.
+        interpolation: How to resize: bilinear or bicubic, both with anti-aliasing.
+        drop: Classes left out.
+        allow_empty: Keep classes without images, in their place in the order of the labels.
+        skip_damaged: Leave out files that cannot be read; all are decoded once to find them.
+
+    Raises:
+        InputError: a side that is not a whole number of pixels, or a cut larger than its image.
+    """
+
+    size: int | None = None
+    resize: int | None = None
+    crop: int | None = None
+    channels: Channels | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    drop: tuple[str, ...] = ()
+    allow_empty: bool = False
+    skip_damaged: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize", "crop"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), 1, 8192)
+        if self.resize is not None and self.size is not None and self.resize < self.size:
+            raise InputError(
+                f"resize={self.resize} must be at least size={self.size}, which is cut from it"
+            )
+        if self.channels is not None:
+            check_choice("channels", self.channels, ("rgb", "grey"))
+        check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
+
+    def over(self, own: Preparation) -> Preparation:
+        """A data set's own preparation, with what differs from the defaults here in its stead.
+
+        >>> Preparation(size=32).over(Preparation(size=224, channels="rgb"))
+        Preparation(size=32, resize=None, crop=None, channels='rgb', interpolation='bilinear', drop=(), \
+allow_empty=False, skip_damaged=False)
+        """
+        mine = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen = {f.name: mine[f.name] for f in fields(self) if mine[f.name] != f.default}
+        if "size" in chosen:
+            chosen.setdefault("resize", None)  # the data set's belongs to its own size
+        return replace(own, **chosen)
+
+    @property
+    def touches_pixels(self) -> bool:
+        """Whether an image of any size and colours would not be left as it is."""
+        return any((self.size, self.resize, self.crop, self.channels))
+
+    @property
+    def recipe(self) -> str:
+        """All that pixels depend on, as text: a part of a data set's fingerprint."""
+        return f"{self.crop} {self.resize or self.size} {self.size} {self.channels} {self.interpolation}"
+
+
+AS_IT_IS = Preparation()

@@ -1,0 +1,260 @@
+"""Folders and image files that cannot be used: one line that says what, where, and the way out."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from poise import InputError, data
+from poise.data import Preparation
+
+
+def png(side=4, grey=7):
+    """The bytes of a flat grey PNG."""
+    file = io.BytesIO()
+    Image.new("L", (side, side), grey).save(file, "PNG")
+    return file.getvalue()
+
+
+def jpeg(side=32):
+    """The bytes of a noisy JPEG."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def bomb(width, height):
+    """The bytes of a PNG whose header says that size, of a few hundred bytes."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def tree(top, **files):
+    """A folder a class, each with these files' bytes: a=[...], b=[...]."""
+    for kind, contents in files.items():
+        (top / kind).mkdir(parents=True)
+        for place, content in enumerate(contents):
+            (top / kind / f"{place}.png").write_bytes(content)
+    return top
+
+
+def refusal(top, **options):
+    """The one line that reading the folder ends in, be it at loading or at decoding."""
+    with pytest.raises(InputError) as caught:
+        list(data.load(f"folder:{top}", **options))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_folder_with_one_class(tmp_path):
+    said = refusal(tree(tmp_path / "x", only=[png()]))
+    assert "1 class (only)" in said and "at least two" in said and str(tmp_path / "x") in said
+
+
+def test_a_folder_with_images_and_no_classes(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    assert "no classes" in refusal(tmp_path) and "a folder of images a class" in refusal(tmp_path)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+
+
+def test_class_folders_without_any_images(tmp_path):
+    top = tree(tmp_path / "x", a=[], b=[])
+    (top / "a" / "notes.txt").write_text("none")
+    assert "there are no images" in refusal(top) and str(top) in refusal(top)
+    assert "there are no images" in refusal(top, preparation=Preparation(allow_empty=True))
+
+
+def test_an_empty_class(tmp_path):
+    top = tree(tmp_path / "x", a=[png()], empty=[], c=[png()])
+    said = refusal(top)
+    assert "no images of 1 class (empty)" in said and "--read.drop" in said and "--read.allow-empty" in said
+    kept = data.load(f"folder:{top}", preparation=Preparation(allow_empty=True))
+    assert kept.classes == ("a", "c", "empty") and kept.y.tolist() == [0, 1]
+    dropped = data.load(f"folder:{top}", preparation=Preparation(drop=("empty",)))
+    assert dropped.classes == ("a", "c")
+
+
+def test_a_class_to_be_dropped_that_is_not_there(tmp_path):
+    top = tree(tmp_path, a=[png()], b=[png()])
+    assert "drop names normal, and" in refusal(top, preparation=Preparation(drop=("normal",)))
+    assert "1 class (b)" in refusal(top, preparation=Preparation(drop=("a",)))
+
+
+def test_a_folder_of_another_split(tmp_path, monkeypatch):
+    tree(tmp_path / "train", a=[png()], b=[png()])
+    said = refusal(tmp_path / "train")
+    assert "is the folder of split 'train', and 'test' is asked for" in said and "--split train" in said
+    monkeypatch.chdir(tmp_path / "train")
+    assert "is the folder of split 'train'" in refusal(".")
+    said = refusal(tmp_path)
+    assert "has the split train and no 'test'" in said and "--split train" in said
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (jpeg()[:-200], "truncated"),
+        (b"", "no known image format"),
+        (b"<html>404</html>", "no known image format"),
+        (png(64)[:60], "image"),
+        (bytes([*png(64)[:50], 1, 2, 3, *png(64)[53:]]), "image"),
+    ],
+    ids=["truncated JPEG", "empty file", "web page", "truncated PNG", "broken PNG"],
+)
+def test_a_damaged_file(content, reason, tmp_path):
+    top = tree(tmp_path / "with space", a=[jpeg(), content, jpeg()], b=[jpeg()])
+    name = str(top / "a" / "1.png")
+    by = Preparation(size=16)
+    said = refusal(top, preparation=by)
+    assert name in said and reason in said and "--read.skip-damaged" in said
+    with pytest.warns(UserWarning, match="left out 1 of 4 images that cannot be read") as caught:
+        images = data.load(f"folder:{top}", preparation=Preparation(size=16, skip_damaged=True))
+    assert name in str(caught[0].message)
+    assert images.y.tolist() == [0, 0, 1] and len(next(iter(images))[0]) == 3
+
+
+def test_many_damaged_files_are_counted_and_some_named(tmp_path):
+    top = tree(tmp_path, a=[png()] + [b"no"] * 20, b=[png()])
+    with pytest.warns(UserWarning, match=r"left out 20 of 22 .* and 8 more"):
+        assert len(data.load(f"folder:{top}", preparation=Preparation(skip_damaged=True))) == 2
+
+
+def test_a_class_of_damaged_files_only(tmp_path):
+    top = tree(tmp_path, a=[png()], b=[b"no"])
+    with pytest.warns(UserWarning, match="left out 1"):
+        assert "no images of 1 class (b)" in refusal(top, preparation=Preparation(skip_damaged=True))
+
+
+def test_nothing_but_damaged_files(tmp_path):
+    top = tree(tmp_path, a=[b"no"], b=[b"no"])
+    with pytest.warns(UserWarning, match="left out 2 of 2"):
+        said = refusal(top, preparation=Preparation(skip_damaged=True, allow_empty=True))
+    assert "no images of 2 classes (a, b)" in said
+
+
+def test_nothing_is_warned_of_where_nothing_is_damaged(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        top = tree(tmp_path, a=[png()], b=[png()])
+        assert len(data.load(f"folder:{top}", preparation=Preparation(skip_damaged=True))) == 2
+
+
+def test_a_file_that_goes_away_after_loading(tmp_path):
+    top = tree(tmp_path, a=[png()], b=[png()])
+    images = data.load(f"folder:{top}")
+    (top / "b" / "0.png").unlink()
+    with pytest.raises(InputError, match=r"b/0\.png.*cannot be read"):
+        list(images)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("by", [Preparation(), Preparation(size=8, channels="grey")])
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(side, by, tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("decoded"))
+    top = tree(tmp_path / "x", a=[bomb(side, side)], b=[bomb(side, side)])
+    said = refusal(top, preparation=by)
+    assert str(top / "a" / "0.png") in said and "at most 89,478,485 are decoded" in said
+    assert ("10000 x 10000 pixels" if side == 10_000 else "178 million") in said
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_decompression_bomb_is_left_out_on_request(side, tmp_path):
+    top = tree(tmp_path, a=[bomb(side, side), png()], b=[png()])
+    with pytest.warns(UserWarning, match="left out 1 of 3 images that cannot be read") as caught:
+        assert len(data.load(f"folder:{top}", preparation=Preparation(skip_damaged=True))) == 2
+    assert len(caught) == 1
+
+
+def test_the_refusal_of_a_decompression_bomb_is_one_line_and_no_warning(tmp_path):
+    top = tree(tmp_path, a=[bomb(10_000, 10_000)], b=[png()])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert "10000 x 10000 pixels" in refusal(top)
+    assert not caught
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_called_so_where_warnings_are_errors(tmp_path):
+    top = tree(tmp_path, a=[bomb(10_000, 10_000)], b=[png()])
+    said = refusal(top, preparation=Preparation(size=8, channels="grey"))
+    assert "more than 89 million pixels" in said
+
+
+def test_the_largest_image_is_just_small_enough():
+    """9,459 x 9,459 = 89,472,681 pixels are under the limit, one more row and column over it."""
+    from poise.data.decoding import opened
+
+    assert opened(io.BytesIO(bomb(9_459, 9_459)), "it").size == (9_459, 9_459)
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(InputError, match="9460 x 9460"):
+        opened(io.BytesIO(bomb(9_460, 9_460)), "it")
+
+
+def test_images_of_different_sizes(tmp_path):
+    top = tree(tmp_path, a=[png(4), png(5)], b=[png(4)])
+    said = refusal(top)
+    assert str(top / "a" / "1.png") in said and "5 x 5" in said and "4 x 4" in said
+    assert "--read.size" in said
+    with pytest.raises(InputError, match="different sizes"):
+        data.load(f"folder:{top}")  # by the headers, before anything is attacked
+    assert data.load(f"folder:{top}", preparation=Preparation(crop=3)).shape == (1, 3, 3)
+
+
+def test_a_file_that_changes_its_size_after_loading(tmp_path):
+    top = tree(tmp_path, a=[png()], b=[png()])
+    images = data.load(f"folder:{top}")
+    (top / "b" / "0.png").write_bytes(png(6))
+    with pytest.raises(InputError, match=r"b/0\.png' has 6 x 6 pixels, the others 4 x 4"):
+        list(images)
+
+
+@pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_values_without_a_known_white(values, tmp_path):
+    for kind in "ab":
+        (tmp_path / kind).mkdir()
+        Image.fromarray(values).save(tmp_path / kind / "0.tif")
+    said = refusal(tmp_path)
+    assert str(tmp_path / "a" / "0.tif") in said and "save it with 8 or 16 bits" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "size must be"),
+        ({"size": 2.5}, "size must be"),
+        ({"crop": -3}, "crop must be"),
+        ({"size": 224, "resize": 200}, "resize=200 must be at least size=224"),
+        ({"channels": "bgr"}, "channels must be one of rgb, grey"),
+        ({"interpolation": "nearest"}, "interpolation must be one of"),
+    ],
+)
+def test_preparations_that_make_no_sense(options, message):
+    with pytest.raises(InputError, match=message):
+        Preparation(**options)
+
+
+def test_resize_without_a_size_to_cut(tmp_path):
+    top = tree(tmp_path, a=[png()], b=[png()])
+    assert "resize=8 needs a size" in refusal(top, preparation=Preparation(resize=8))
+    with pytest.raises(InputError, match="resize=8 needs a size"):
+        data.load("digits", preparation=Preparation(resize=8))
+
+
+def test_labels_out_of_range():
+    with pytest.raises(InputError, match=r"labels of x must lie in \[0, 1\].*got \[0, 2\]"):
+        data.ImageSet("x", torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 2]), ("a", "b"))
