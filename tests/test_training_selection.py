@@ -48,7 +48,8 @@ def test_validation_images_are_of_every_class_and_never_trained_on(tmp_path):
 
 
 def test_the_scale_of_least_validation_nll_is_noted(images, tmp_path):
-    net = train(job(validation=0.25, epochs=20, lr=0.05, batch_size=32), images, defenses.vanilla(), tmp_path)
+    long = job(validation=0.25, epochs=20, lr=0.05, batch_size=32)
+    net = train(long, images, defenses.vanilla(), tmp_path)
     _, aside = selection.split(images.y, 0.25, 1)
     with torch.no_grad():
         logits = net(images.pixels[aside].float() / 16)

@@ -76,8 +76,8 @@ def test_any_submodule_can_be_frozen_its_statistics_too():
     assert not net[1].training and net[0].training and not net[1].weight.requires_grad
     with pytest.raises(InputError, match="known: backbone, 0, 1"):
         freeze(net, "layer4")
-    with pytest.raises(InputError, match="no linear layer"):
-        freeze(nn.Sequential(nn.Conv2d(1, 1, 1)), "backbone")
+    with pytest.raises(InputError, match="no linear layer and no convolution"):
+        freeze(nn.Sequential(nn.Flatten()), "backbone")
     with pytest.raises(InputError, match="nothing to train"):
         freeze(nn.Sequential(nn.Linear(1, 1)), "0")
 

@@ -23,7 +23,7 @@ def evaluate(
     steps: int | None = None,
     keep: Literal["last", "best"] | None = None,
     norm: str | None = None,
-    weights: Path | None = None,
+    weights: str | None = None,
     images: int | None = None,
     split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
@@ -47,7 +47,7 @@ def evaluate(
         steps: Gradient steps; 20 by default.
         keep: Return the last point or the best; each attack's own choice by default.
         norm: Norm of the budget: linf, l2 or l1.
-        weights: File of weights for a model given by name.
+        weights: File of weights for a model given by name, or "pretrained" for the published ones.
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.

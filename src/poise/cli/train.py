@@ -36,7 +36,7 @@ def train(
     augment: Literal["none", "crop-flip"] = "none",
     decay_norms: bool = True,
     freeze: str | None = None,
-    weights: Path | None = None,
+    weights: str | None = None,
     eps_warmup: float = 0.0,
     validation: float = 0.0,
     select: Literal["last", "accuracy", "pgd", "confsmooth"] = "last",
@@ -76,7 +76,7 @@ def train(
         augment: Random crops and mirror images, or none.
         decay_norms: Weight decay of biases and normalisation layers too.
         freeze: "backbone" trains the last linear layer only; another name freezes that submodule.
-        weights: File of weights to begin from.
+        weights: File of weights to begin from, or "pretrained" for the published ones.
         eps_warmup: Epochs over which the budget rises.
         validation: Share of the training images set aside.
         select: Epoch whose weights count: the last, or the best on the images set aside.
@@ -112,7 +112,7 @@ def train(
         augment=augment,
         decay_norms=decay_norms,
         freeze=freeze,
-        weights=None if weights is None else str(weights),
+        weights=weights,
         eps_warmup=eps_warmup,
         validation=validation,
         select=select,

@@ -5,9 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from poise.checks import InputError
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 class Normalize(nn.Module):
-    """(x − mean) / std, channel by channel.
+    """(x − mean) / std, channel by channel; a grey image is repeated over the channels of the mean.
 
     >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
     2.0
@@ -23,3 +27,48 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """Somebody's network behind the normalisation that its weights were trained with.
+
+    Args:
+        normalize: the first layer.
+        net: normalised images -> logits.
+        size: (height, width) of the images that its published weights were trained on, where known.
+    """
+
+    def __init__(self, normalize: nn.Module, net: nn.Module, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.normalize, self.net, self.size = normalize, net, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(self.normalize(x))
+        return out
+
+
+def check_colours(name: str, shape: tuple[int, int, int]) -> None:
+    """Refuse images that are neither grey nor RGB, for a net whose normalisation has three channels."""
+    if shape[0] not in (1, 3):
+        raise InputError(
+            f"{name} takes RGB or grey images, got {shape[0]} channels: name a model that is built for "
+            "any number of channels (lenet, resnet18), or FILE.py:FUNCTION of your own"
+        )
+
+
+def check_answers(name: str, net: nn.Module, classes: int, shape: tuple[int, int, int]) -> None:
+    """Refuse a net, in evaluation mode, that fails on one black image or has another number of classes."""
+    weight = next(net.parameters(), torch.zeros(()))
+    image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
+    try:
+        with torch.no_grad():
+            logits = net(image)
+    except InputError:
+        raise
+    except Exception as error:  # each library refuses a size in its own way
+        size = getattr(net, "size", None)
+        hint = f": it was trained on {size[0]}×{size[1]} pixels, prepare the images so" if size else ""
+        raise InputError(f"{name} fails on an image of shape {tuple(shape)}{hint} ({error})") from error
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"{name} answers one image with {got}, logits of shape (1, {classes}) are needed")

@@ -176,11 +176,11 @@ def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.M
         file = Path(model) / "model.safetensors"
         facts = {"model": job["model"], "defense": job["defense"], "weights": store.file_hash(file)}
         return net, facts
-    if weights is None:
+    if weights is None and not models.comes_with_weights(model):
         models.load(model, classes=len(data.classes), shape=data.shape)  # its name may be unknown
         raise InputError(
             f"{model} comes without weights: train it (`poise train --model {model} ... --out RUN`) and "
             "name the run folder as --model, or give --weights FILE"
         )
     net = models.load(model, classes=len(data.classes), shape=data.shape, weights=weights)
-    return net, {"model": model, "defense": None, "weights": store.file_hash(Path(weights))}
+    return net, {"model": model, "defense": None, "weights": models.fingerprint(net)}

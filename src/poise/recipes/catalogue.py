@@ -11,7 +11,7 @@ from poise.data import DATASETS, PREFIXES
 from poise.defenses import DEFENSES
 from poise.defenses import READINGS as DEFENSE_READINGS
 from poise.metrics import METRICS
-from poise.models import MODELS
+from poise.models import MODELS, SOURCES
 
 TABLES = {
     "attacks": ATTACKS,
@@ -19,6 +19,7 @@ TABLES = {
     "defenses": DEFENSES,
     "published readings of defenses": DEFENSE_READINGS,
     "models": MODELS,
+    "other models, by PREFIX/NAME": SOURCES,
     "data sets": DATASETS,
     "your own data, as PREFIX:...": PREFIXES,
     "metrics": METRICS,

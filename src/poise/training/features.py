@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from poise import models
 from poise.checks import check_logits
 from poise.data import ImageSet
 from poise.defenses import Defense, Vanilla
 from poise.modes import evaluating
 from poise.training.job import TrainJob
-from poise.training.weights import head_of
 
 
 def constant(job: TrainJob, defense: Defense) -> bool:
@@ -30,7 +30,7 @@ def features(net: nn.Module, model: nn.Module, data: ImageSet) -> Float[Tensor, 
         model: the net in the precision to compute in.
         data: the images.
     """
-    head, device = head_of(net)[1], next(net.parameters()).device
+    head, device = models.head(net)[1], next(net.parameters()).device
     near = 1e-4 if model is net else 0.05  # the rounding of half precision
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))

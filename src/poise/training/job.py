@@ -46,7 +46,8 @@ class TrainJob:
         augment: "crop-flip" pads by 4 pixels, crops at random and mirrors every other image.
         decay_norms: whether weight decay also acts on biases and normalisation layers.
         freeze: "backbone" trains the last linear layer only; any other name freezes that submodule.
-        weights: a file of weights to begin from; a last linear layer of another width starts anew.
+        weights: a file of weights to begin from, or "pretrained" for the published ones; a last layer
+            of another width starts anew.
         eps_warmup: epochs over which the defense's budget rises linearly to its eps.
         validation: share of every class set aside from the training images.
         select: the epoch whose weights count: the last, or the best on the validation images by
@@ -114,10 +115,10 @@ def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
     chosen = {
         f.name: options[f.name] for f in fields(job) if f.name in _ALWAYS or options[f.name] != f.default
     }
-    if job.weights is not None:
-        if not Path(job.weights).is_file():
+    if job.weights not in (None, "pretrained"):
+        if not Path(str(job.weights)).is_file():
             raise InputError(f"no weights at {job.weights!r}: name a .safetensors file or a state dict")
-        chosen["weights"] = store.file_hash(Path(job.weights))
+        chosen["weights"] = store.file_hash(Path(str(job.weights)))
     return {
         "kind": "train",
         **chosen,

@@ -71,9 +71,9 @@ class Run:
 def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric: Fabric) -> Run:
     """The run before its first step; torch's random state is the job's from here on."""
     torch.manual_seed(job.seed)
-    net = models.load(job.model, classes=len(data.classes), shape=data.shape).train()
-    if job.weights is not None:
-        weights.begin(net, Path(job.weights))
+    net = models.load(
+        job.model, classes=len(data.classes), shape=data.shape, weights=job.weights, new_head=True
+    ).train()
     if job.freeze is not None:
         weights.freeze(net, job.freeze)
     net = fabric.to_device(net)
@@ -89,7 +89,7 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     batch = _image_batches(job, data, fabric)
     found = features.features(net, model, data) if features.constant(job, defense) else None
     if found is not None:
-        model, batch = weights.head_of(net)[1], _feature_batches(found, data.y, fabric)
+        model, batch = models.head(net)[1], _feature_batches(found, data.y, fabric)
     return Run(job, data, defense, folder, fabric, net, model, shadow, optimizer, batch, train, validation)
 
 

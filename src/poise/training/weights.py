@@ -1,45 +1,16 @@
-"""Which weights train and how: where they begin, what is frozen, what decays, their running average."""
+"""Which weights train and how: what is frozen, what decays, their running average."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from poise import models
 from poise.checks import InputError
 from poise.training.job import TrainJob
-
-
-def head_of(net: nn.Module) -> tuple[str, nn.Linear]:
-    """The last linear layer, with its name.
-
-    >>> head_of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4)))[0]
-    '2'
-    """
-    found = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Linear)]
-    if not found:
-        raise InputError("the model has no linear layer that could be trained alone")
-    return found[-1]
-
-
-def begin(net: nn.Module, file: Path) -> None:
-    """Put a file's tensors into the net; a last linear layer of another width keeps its fresh weights.
-
-    Raises:
-        InputError: a file that is damaged, or fits nowhere else either.
-    """
-    own = net.state_dict()
-    head = {f"{head_of(net)[0]}.{kind}" for kind in ("weight", "bias")}
-    given = _read(file)
-    kept = {n: own[n] for n in head & own.keys() & given.keys() if own[n].shape != given[n].shape}
-    try:
-        net.load_state_dict({**given, **kept})
-    except RuntimeError as error:
-        raise InputError(f"the weights in {str(file)!r} do not fit the model: {error}") from error
 
 
 def freeze(net: nn.Module, what: str) -> None:
@@ -58,7 +29,7 @@ def freeze(net: nn.Module, what: str) -> None:
     for module in frozen:
         module.eval().requires_grad_(False)
     if what == "backbone":
-        head_of(net)[1].train().requires_grad_(True)
+        models.head(net)[1].train().requires_grad_(True)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InputError(f"freeze={what!r} leaves nothing to train")
 
@@ -101,17 +72,6 @@ def average(shadow: nn.Module, net: nn.Module, decay: float, step: int) -> None:
 def finite(net: nn.Module, loss: float) -> bool:
     """Whether the loss and every weight are."""
     return math.isfinite(loss) and all(bool(p.isfinite().all()) for p in net.parameters())
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """A file's tensors; no pickled code runs."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return dict(state.items())
-    except Exception as error:  # a damaged file makes the unpickler raise almost anything
-        raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
 
 
 def _state(net: nn.Module) -> Iterator[Tensor]:

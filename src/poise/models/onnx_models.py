@@ -1,0 +1,126 @@
+"""Networks in ONNX files: black boxes, which tell their logits and no gradient."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from poise.checks import InputError
+from poise.models.extras import require
+from poise.models.normalize import Normalize
+
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class OnnxModel(nn.Module):
+    """Logits by onnxruntime, on the device and in the precision of the images; no gradient.
+
+    Args:
+        file: the ONNX file, of one input (n, channels, height, width).
+        session: onnxruntime's.
+    """
+
+    def __init__(self, file: str, session: Any) -> None:
+        super().__init__()
+        self.file, self.session = file, session
+        self.digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        self.normalize = _normalisation(session)
+        (given,) = session.get_inputs()
+        self.name, self.kind = given.name, TYPES[given.type]
+        self.shape = tuple(given.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits of any number of images, by parts where the file has a fixed batch size."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"onnx/{self.file} is a black box and has no gradients: name attacks that need none "
+                "(square, ...), or load the network itself"
+            )
+        pixels = self.normalize(x.detach().to("cpu", torch.float32)).numpy().astype(self.kind)
+        whole, size = len(pixels), self.shape[0]
+        if isinstance(size, int):  # fill the last part up with the first image
+            short = np.repeat(pixels[:1], -whole % size, axis=0)
+            parts = np.split(np.concatenate([pixels, short]), -(-whole // size)) if whole else []
+        else:
+            parts = [pixels]
+        logits = [self.session.run(None, {self.name: part})[0] for part in parts]
+        out = np.concatenate(logits)[:whole] if logits else np.zeros((0, self.classes or 0), self.kind)
+        return torch.from_numpy(np.ascontiguousarray(out)).to(x.device, x.dtype)
+
+    @property
+    def classes(self) -> int | None:
+        """How many logits, where the file says so."""
+        shape = self.session.get_outputs()[0].shape
+        return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
+
+
+def onnx(
+    name: str,
+    *,
+    classes: int = 1000,
+    shape: tuple[int, int, int] = (3, 224, 224),
+    pretrained: bool = True,
+    new_head: bool = False,
+) -> OnnxModel:
+    """onnx/FILE: the network in an ONNX file, for black-box attacks alone; needs the extra onnx.
+
+    It gets the pixels in [0, 1], normalised where the file's metadata has "mean" and "std", each a
+    JSON list of one number a channel. Its first output is the logits.
+
+    Args:
+        name: path of the file.
+        classes: how many logits.
+        shape: (channels, height, width) of the images.
+        pretrained: the file holds its weights; anything else is refused.
+        new_head: refused too.
+    """
+    del new_head  # there is nothing that could train
+    runtime = require("onnxruntime", extra="onnx", what=f"onnx/{name}")
+    if not pretrained:
+        raise InputError(f"onnx/{name} holds its weights, others cannot be put in: leave --weights away")
+    if not Path(name).is_file():
+        raise InputError(f"no ONNX file at {name!r}")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    available = runtime.get_available_providers()
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    try:
+        session = runtime.InferenceSession(name, options, providers=providers)
+    except Exception as error:  # onnxruntime's errors share no class
+        raise InputError(f"{name!r} is no ONNX file that onnxruntime reads: {error}") from error
+    _check_input(name, session.get_inputs(), shape)
+    model = OnnxModel(name, session).eval()
+    if model.classes not in (None, classes):
+        raise InputError(f"onnx/{name} has {model.classes} classes, not {classes}")
+    return model
+
+
+def _check_input(name: str, inputs: list[Any], shape: tuple[int, int, int]) -> None:
+    """Refuse a file with another input than such images."""
+    if len(inputs) != 1:
+        raise InputError(f"onnx/{name} takes {len(inputs)} inputs, one is needed: the images")
+    takes = tuple(inputs[0].shape)
+    fits = len(takes) == 4 and all(
+        not isinstance(t, int) or t == s for t, s in zip(takes[1:], shape, strict=True)
+    )
+    if not fits:
+        raise InputError(f"onnx/{name} takes an input of shape {takes}, the images are {shape}")
+    if inputs[0].type not in TYPES:
+        raise InputError(f"onnx/{name} takes {inputs[0].type}, images are floating point in [0, 1]")
+
+
+def _normalisation(session: Any) -> nn.Module:
+    """What the file's metadata ask for: its mean and standard deviation, or nothing."""
+    about = session.get_modelmeta().custom_metadata_map
+    if "mean" not in about and "std" not in about:
+        return nn.Identity()
+    try:
+        return Normalize(*([float(v) for v in json.loads(about[key])] for key in ("mean", "std")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the metadata mean and std must both be JSON lists of numbers: {error}"
+        ) from error
