@@ -42,11 +42,13 @@ Columns: clean accuracy; accuracy under PGD; clean ECE; mean confidence of all i
 three attacks, and each image's lowest over these and `auto` (labels kept). Then, of right answers: R,
 the share that PGD does not change; ½ + R/2, above which no worst-case confidence can lie; raw
 confidence under `auto`; k, the factor on the logits of least validation NLL (below 1: overconfident);
-under `auto` again at k; clean at k; under `auto` again at a mean clean confidence of .9. Time: of
-training, relative to AT's, on a shared machine. Mean ± standard deviation over seeds, n in brackets.
+under `auto` again at k; clean at k; under `auto` again where held-out right answers have a mean
+confidence of .9. Time: of training, relative to AT's, on a shared machine. Mean ± standard deviation
+over seeds, n in brackets.
 
-**Raw numbers reward large logits; read *at k* and *matched*.** A net that answers one class for
-everything is marked *collapsed*, and its row means nothing.
+**Raw numbers reward large logits; read *at k* and *matched*.** Nets that answer one class for everything
+are counted as *collapsed* and left out of the means; a run that diverged is missing from n; † is above
+the bound, so the attack failed.
 
 `POISE_TEST_DATA=... python benchmarks/defenses.py {flags}`, commit {commit}, torch {torch}, Python
 {python}, {device}, {threads} thread(s). All rows are in defenses.csv.

@@ -110,15 +110,28 @@ def test_the_fast_path_keeps_every_label_and_says_so_in_the_configuration(traine
         assert off.mean() < 0.01
 
 
-def test_diagnostics_are_printed_reported_and_kept(trained, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def steep(trained, tmp_path_factory):
+    """Weights whose softmax saturates: the gap's gradient is 0 in float32."""
     net = training.load(trained)
     with torch.no_grad():
-        net[-1].weight.mul_(1e5)  # the softmax saturates: the gap's gradient is 0 in float32
-    weights, out = tmp_path / "steep.pt", tmp_path / "out"
+        net[-1].weight.mul_(1e5)
+    weights = tmp_path_factory.mktemp("steep") / "steep.pt"
     torch.save(net.state_dict(), weights)
-    flags = ["--weights", str(weights), "--data", "digits", "--images", "40", "--attacks"]
-    command = ["evaluate", "--model", "lenet", *flags, "adaptive", "confsmooth", "--out", str(out)]
-    main(command)
+    return ["--model", "lenet", "--weights", str(weights), "--data", "digits", "--images", "40"]
+
+
+def test_findings_of_an_earlier_attack_stay_when_another_joins(steep, tmp_path):
+    main(["evaluate", *steep, "--attacks", "adaptive", "--out", str(tmp_path / "out")])
+    first = json.loads((tmp_path / "out" / "job.json").read_text())["findings"]
+    main(["evaluate", *steep, "--attacks", "confsmooth", "--out", str(tmp_path / "out")])
+    both = json.loads((tmp_path / "out" / "job.json").read_text())["findings"]
+    assert first and [found for found in both if found["attack"] == "adaptive"] == first
+
+
+def test_diagnostics_are_printed_reported_and_kept(steep, tmp_path, capsys):
+    out = tmp_path / "out"
+    main(["evaluate", *steep, "--attacks", "adaptive", "confsmooth", "--out", str(out)])
     findings = json.loads((out / "job.json").read_text())["findings"]
     seen = {(found["kind"], found["attack"]) for found in findings}
     assert ("vanished-gradient", "adaptive") in seen
@@ -145,6 +158,26 @@ def test_an_option_that_the_defense_does_not_take_is_refused_with_those_it_does(
         ]
     )
     assert "beta=3," in json.loads((tmp_path / "out" / "job.json").read_text())["job"]["defense_value"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--eps", 0.1), ("'vanilla' does not take --eps", "no options")),
+        (("--defense", "sam", "--step", 0.1, "--steps", 3), ("--step and --steps", "it takes rho=")),
+        (("--defense", "uat-gap-unprojected", "--eps", 0.1), ("does not take --eps", "step=", "steps=10")),
+        (("--defense", "at", "--steps", 0), ("steps must be a whole number of at least 1, got 0",)),
+        (("--defense", "trades", "--option", "steps=0"), ("steps must be a whole number of at least 1",)),
+    ],
+)
+def test_a_defense_is_trained_as_asked_or_not_at_all(flags, words, tmp_path, capsys):
+    out = tmp_path / "out"
+    error = refused(
+        capsys, "train", "--data", "digits", "--images", 20, "--epochs", 1, *flags, "--out", out
+    )
+    for word in words:
+        assert word in error
+    assert error.count("\n") == 1 and not out.exists()
 
 
 def test_recalibration_needs_images_to_spare(trained, tmp_path, capsys):

@@ -78,37 +78,52 @@ def test_runs_are_measured_once_and_the_table_says_which(tmp_path, monkeypatch):
         job = TrainJob(data="digits", model="lenet", defense="vanilla", seed=seed, epochs=1)
         train(job, digits, defenses.build("vanilla"), tmp_path / f"run{seed}")
         runs.append(tmp_path / f"run{seed}")
-    held = data.digits("test").subset(40)
-    first = comparison.compare(runs[:1], held, held, tmp_path / "out", eps=0.05, steps=1)
+    held, test = data.digits("test").subset(80).divide(40)
+    first = comparison.compare(runs[:1], test, held, tmp_path / "out", eps=0.05, steps=1)
     calls = []
     real = comparison.honest
     monkeypatch.setattr(comparison, "honest", lambda *a, **k: calls.append(1) or real(*a, **k))
-    frame = comparison.compare(runs, held, held, tmp_path / "out", eps=0.05, steps=1)
+    frame = comparison.compare(runs, test, held, tmp_path / "out", eps=0.05, steps=1)
     assert len(calls) == 1
     assert frame["seed"].to_list() == [0, 1] and frame["defense"].to_list() == ["vanilla"] * 2
     assert frame.row(0, named=True) == first.row(0, named=True)
     assert (frame["seconds"] > 0).all()
     with pytest.raises(store.InputError, match=r"eps: 0\.05 there, 0\.1 now"):
-        comparison.compare(runs, held, held, tmp_path / "out", eps=0.1, steps=1)
+        comparison.compare(runs, test, held, tmp_path / "out", eps=0.1, steps=1)
 
 
-def test_the_table_has_means_and_deviations_over_seeds_and_marks_what_collapsed():
-    row = {name: 0.5 for name in comparison.COLUMNS if name != "time"}
-    frame = pl.DataFrame(
-        [
-            row | {"defense": "at", "seed": 0, "seconds": 10.0, "collapsed": False, "k": None},
-            row | {"defense": "at", "seed": 1, "seconds": 20.0, "collapsed": True, "k": 2.0},
-            row | {"defense": "uat", "seed": 1, "seconds": 5.0, "collapsed": False, "accuracy": 0.25},
-        ],
-        infer_schema_length=None,
+def table(*rows):
+    """The table's lines by heading, for rows given by what differs from a plain one."""
+    plain = {name: 0.5 for name in comparison.COLUMNS if name != "time"}
+    plain |= {"defense": "at", "defense_value": "AT-10", "model": "lenet", "epochs": 5, "run": "run"}
+    plain |= {"seed": 0, "seconds": 10.0, "collapsed": False}
+    frame = pl.DataFrame([plain | row for row in rows], infer_schema_length=None)
+    return [dict(zip(comparison.HEADING, line, strict=True)) for line in comparison.cells(frame)]
+
+
+def test_the_table_has_means_and_deviations_over_seeds_without_what_collapsed():
+    uat = {"defense": "uat", "defense_value": "UAT", "seconds": 5.0}
+    at, other = table(
+        {"accuracy": 0.4, "k": None},
+        {"accuracy": 0.6, "k": 2.0, "seed": 1},
+        {"accuracy": 0.1, "seed": 2, "collapsed": True, "seconds": 10.0},
+        uat | {"accuracy": 0.25},
     )
-    first, second = comparison.cells(frame)
-    at = dict(zip(comparison.HEADING, first, strict=True))
-    assert at["defense"] == "at (2, 1 collapsed)" and at["k"] == "2.00"
-    assert at["acc."] == "0.500 ± 0.000" and at["time"] == "1.00 ± 0.00"
-    uat = dict(zip(comparison.HEADING, second, strict=True))
-    assert (uat["defense"], uat["acc."], uat["time"]) == ("uat (1)", "0.250", "0.25")
-    assert comparison.markdown(frame).count("\n") == 4
+    assert at["defense"] == "at (3, 1 collapsed)" and at["k"] == "2.00"
+    assert at["acc."] == "0.500 ± 0.141" and at["time"] == "1.00 ± 0.00"
+    assert (other["defense"], other["acc."], other["time"]) == ("uat (1)", "0.250", "0.50")
+
+
+def test_two_configurations_of_one_name_are_two_lines():
+    first, second = table({"run": "ten"}, {"defense_value": "AT-5", "run": "five", "accuracy": 0.25})
+    assert (first["defense"], first["acc."]) == ("at ten (1)", "0.500")
+    assert (second["defense"], second["acc."]) == ("at five (1)", "0.250")
+    assert first["time"] == "-"  # relative to which?
+
+
+def test_a_confidence_above_the_bound_is_marked():
+    [line] = table({"raw": 0.8, "at_k": 0.7, "bound": 0.75})
+    assert line["raw"] == "0.800 †" and line["at k"] == "0.700"
 
 
 def test_the_command_compares_and_writes_its_table(tmp_path, capsys):
@@ -131,3 +146,24 @@ def test_the_command_compares_and_writes_its_table(tmp_path, capsys):
     main(["compare", *runs, *flags, "--out", str(tmp_path / "out")])
     written = (tmp_path / "out" / "comparison.md").read_text()
     assert written.count("\n") == 4 and "| at (1" in written and "matched" in capsys.readouterr().out
+
+
+def test_what_was_retrained_is_measured_again_and_leaks_and_other_data_are_refused(tmp_path):
+    digits = data.digits("train").subset(60)
+    job = TrainJob(data="digits", model="lenet", defense="vanilla", epochs=1)
+    run, out = tmp_path / "run", tmp_path / "out"
+    net = train(job, digits, defenses.build("vanilla"), run)
+    held, test = data.digits("test").divide(100)
+    test = test.subset(20)
+    frame = comparison.compare([run], test, held, out, eps=0.05, steps=1)
+    with torch.no_grad():
+        net[-1].bias[3] += 100.0
+    store.write_tensors(run / "model.safetensors", net.state_dict())
+    again = comparison.compare([run], test, held, out, eps=0.05, steps=1)
+    assert again["collapsed"].item() and again["accuracy"].item() == (test.y == 3).double().mean()
+    assert frame["before"].item() < 0.9 < again["before"].item()
+    with pytest.raises(store.InputError, match="other images"):
+        comparison.compare([run], test, test, tmp_path / "leak", eps=0.05, steps=1)
+    few = ImageSet("few", test.pixels, test.y % 2, ("a", "b"), scale=16)
+    with pytest.raises(store.InputError, match="10 classes"):
+        comparison.compare([run], few, held, tmp_path / "other", eps=0.05, steps=1)

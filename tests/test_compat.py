@@ -4,6 +4,7 @@ from functools import partial
 from inspect import signature
 
 import foolbox
+import numpy
 import pytest
 import torch
 import torchattacks as theirs
@@ -264,6 +265,13 @@ def test_every_attack_in_foolbox_shape_keeps_its_budgets(name):
         assert (length <= eps * (1 + 1e-6) + 1e-6).all()
         assert name in ("cw", "deepfool") or torch.equal(far, at)
     assert success.shape == (3, 6) and success.dtype == torch.bool
+
+
+@pytest.mark.parametrize("kind", [numpy.array, torch.tensor, tuple])
+def test_budgets_may_be_an_array(kind):
+    x, y = images(4), torch.tensor([0, 1, 2, 3])
+    raw, clipped, success = compat_foolbox.pgd(steps=1)(conv_net(), x, y, epsilons=kind([0.01, 0.02]))
+    assert len(raw) == len(clipped) == 2 and success.shape == (2, 4)
 
 
 @pytest.mark.parametrize("name", ["deepfool", "cw"])

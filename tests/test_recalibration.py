@@ -139,6 +139,13 @@ def test_no_finite_map_for_answers_that_are_all_right(fit):
         fit(z, torch.arange(3))
 
 
+def test_no_finite_scale_for_answers_that_are_all_alike_or_all_wrong():
+    y = torch.tensor([0, 1, 2])
+    for z in (torch.tensor([[1.0, 2.0, 0.0]] * 3) * 0 + 1.0, -2 * torch.eye(3)):
+        with pytest.raises(InputError, match="no finite scale"):
+            rc.temperature(z, y)
+
+
 @pytest.mark.parametrize("fit", rc.RECALIBRATIONS.values())
 def test_bad_input(fit):
     z, y = sample(n=8, k=2)

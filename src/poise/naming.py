@@ -59,7 +59,7 @@ def named_options(factory: Callable[..., object], texts: Iterable[str]) -> dict[
             known = ", ".join(f"{known}={p.default}" for known, p in takes.items()) or "there are none"
             raise InputError(f"unknown option {text!r}: give NAME=VALUE, of {known}")
         try:
-            found[name] = json.loads(value)
+            found[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
             found[name] = value
     return found

@@ -108,7 +108,7 @@ def temperature(logits: Logits, y: Labels) -> Scale:
     k < 1 tells of an overconfident model.
 
     Raises:
-        InputError: every answer is right, so that no finite k is best.
+        InputError: no finite k above 0 is best, as where every answer is right, or all are alike.
 
     >>> z = torch.tensor([[2.0, 0.0]] * 4)
     >>> f"{float(temperature(z, torch.tensor([0, 0, 0, 1])).k):.4f}"  # σ(2k) = 3/4
@@ -124,6 +124,10 @@ def temperature(logits: Logits, y: Labels) -> Scale:
     found = minimize_scalar(
         loss, bounds=(edge - 2 * np.log(WIDEST), edge), method="bounded", options={"xatol": 1e-8}
     )
+    if min(edge - found.x, found.x - edge + 2 * np.log(WIDEST)) < 1e-3:
+        raise InputError(
+            "no finite scale is best for these held-out answers: look at the model, or give more"
+        )
     return Scale(float(np.exp(found.x)))
 
 
@@ -168,7 +172,8 @@ def vector(logits: Logits, y: Labels) -> Affine:
 
     start = np.concatenate([np.ones(k), np.zeros(k)])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000}).x
-    if not np.abs(found).max() < WIDEST:
+    certain = (z * found[:k] + found[k:]).argmax(axis=1) == labels
+    if certain.all() or not np.abs(found).max() < WIDEST:
         raise InputError(
             "vector scaling found no finite map: give more held-out images, or use temperature"
         )

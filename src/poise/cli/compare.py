@@ -22,7 +22,7 @@ def compare(
     steps: int = 20,
     confidence: float = 0.9,
     images: int | None = None,
-    held_out: int = 500,
+    held_out: int | None = None,
     split: Literal["train", "test", "val"] = "test",
     seed: int = 0,
     root: Path = Path("data"),
@@ -42,7 +42,8 @@ def compare(
         steps: Gradient steps.
         confidence: Clean confidence to compare at.
         images: Compare on so many; all by default.
-        held_out: So many images of the split to fit the scales on; they are not attacked.
+        held_out: So many images of the split to fit the scales on, a third and at most 500 by default;
+            they are not attacked.
         split: Part of the data set.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
@@ -55,6 +56,7 @@ def compare(
     if not runs:
         raise InputError("name at least one run folder: poise compare RUN...")
     source = sets.load(data, split=split, seed=seed, root=root, preparation=read)
+    held_out = min(500, len(source) // 3) if held_out is None else held_out
     check_count("held_out", held_out, 1, len(source) - 1)
     held, source = source.divide(held_out, seed=seed)
     source = source.subset(images, seed=seed)

@@ -27,7 +27,7 @@ def evaluate(
     images: int | None = None,
     split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
-    held_out: int = 500,
+    held_out: int | None = None,
     fast: Literal["float32", "bf16"] | None = None,
     batch_size: int = 128,
     seed: int = 0,
@@ -51,7 +51,8 @@ def evaluate(
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
-        held_out: So many images of the split to fit it on; they are not attacked.
+        held_out: So many images of the split to fit it on, a third and at most 500 by default; they are
+            not attacked.
         fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
             low precision); every label is checked on the model itself.
         batch_size: Images a batch.
@@ -76,6 +77,7 @@ def evaluate(
         None,
     )
     if recalibrate is not None:
+        held_out = min(500, len(source) // 3) if held_out is None else held_out
         check_count("held_out", held_out, 1, len(source) - 1)
         held, source = source.divide(held_out, seed=seed)
     source = source.subset(images, seed=seed)

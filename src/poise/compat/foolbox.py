@@ -93,14 +93,16 @@ class OverBudgets:
         _check_bounds(model)
         inputs, known = accepted(inputs, labels)
         assert known is not None
-        budgets = epsilons if isinstance(epsilons, Sequence) else [epsilons]
+        listed: Any = getattr(epsilons, "tolist", lambda: epsilons)()  # of an array or a tensor
+        several = isinstance(listed, Sequence)
+        budgets: Sequence[float | None] = listed if several else [listed]
         if not budgets:
             raise InputError("epsilons must hold at least one budget, got none")
         before = judged(model, inputs, known)
         self._check_threshold(before.shape[1])
         raw, clipped = self._attacked(model, inputs, known, budgets)
         success = torch.stack([self._success(before, rejudged(model, at), known) for at in clipped])
-        return (raw, clipped, success) if budgets is epsilons else (raw[0], clipped[0], success[0])
+        return (raw, clipped, success) if several else (raw[0], clipped[0], success[0])
 
     def _attacked(
         self, model: Model, x: Images, y: Labels, budgets: Sequence[float | None]

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import InputError
+from poise.checks import InputError, check_count
 from poise.defenses.common import source, together
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf, Masked
@@ -51,12 +51,13 @@ def caat(
 ) -> CalibrationTraining:
     """CAAT: train on images of the Dropout attack, less confident than x (Obadinma et al. 2024).
 
-    With `over` also on more confident ones, of which 0.9 of the pixels are kept, as the cited work
-    has it; the paper trains on the former alone (section 4.1).
+    With `over` also on more confident ones, of which 0.9 of the pixels are kept: the cited work trains on
+    both, here with the paper's reading of Dropout; the paper trains on the former alone (section 4.1).
 
     >>> caat(steps=5).attacks == (attacks.dropout(eps=8 / 255, steps=5),)
     True
     """
+    check_count("steps", steps, 1)
     under = attacks.dropout(eps=eps, step=step, steps=steps, keep_fraction=keep_fraction)
     if not over:
         return CalibrationTraining((under,))
@@ -76,6 +77,7 @@ def caat_rescaled(
     >>> caat_rescaled(eps=0.01).attacks[0].ball
     Masked(ball=Linf(eps=0.01), keep_fraction=0.05, rescale=True)
     """
+    check_count("steps", steps, 1)
     return CalibrationTraining(
         (attacks.dropout_rescaled(eps=eps, step=step, steps=steps, keep_fraction=keep_fraction),)
     )
@@ -89,6 +91,7 @@ def caat_cited(
     >>> caat_cited().attacks[0].uses_labels
     True
     """
+    check_count("steps", steps, 1)
     return CalibrationTraining(
         (attacks.dropout_cited(eps=eps, step=step, steps=steps, keep_fraction=keep_fraction),)
     )

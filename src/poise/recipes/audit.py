@@ -60,8 +60,12 @@ def audit(
     """
     folder = Path(out)
     net, facts = _model(model, data, weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net, data = net.to(device), data.on(device)
     if recalibrate is not None:
-        net, facts = _recalibrated(net, facts, recalibrate, held_out)
+        net = _recalibrated(net, recalibrate, held_out)
+        assert held_out is not None
+        facts |= {"recalibration": recalibrate, "held_out": held_out.fingerprint()}
     job = {
         "kind": "audit",
         **facts,
@@ -72,8 +76,8 @@ def audit(
         "seed": seed,
     }
     store.open_run(folder, job)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net, data = net.to(device), data.on(device)
+    if isinstance(net, Recalibrated):
+        store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
     fresh = False
     for name, attack in attacks.items():
         part = store.open_run(
@@ -140,23 +144,29 @@ def _diagnose(net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], fol
     """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
     x, y = next(data.batched(PROBE).batches(torch.arange(min(PROBE, len(data)))))
     records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
+    before = store.read_job(folder).get("findings", [])
+    others = [f for f in before if f["attack"] and f["attack"] not in attacks]
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
     found = diagnose(net, plain, x, y, records=records)
-    store.note(folder, findings=[asdict(finding) for finding in found])
+    store.note(folder, findings=others + [asdict(finding) for finding in found])
 
 
-def _recalibrated(
-    net: nn.Module, facts: dict[str, Any], method: str, held_out: ImageSet | None
-) -> tuple[nn.Module, dict[str, Any]]:
+def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:
     fit = lookup(RECALIBRATIONS, method, "recalibration")
     if held_out is None or len(held_out) == 0:
         raise InputError(f"recalibration by {method} needs held-out images")
-    last = fit(*logits_of(net, held_out))
-    return Recalibrated(net, last).eval(), {
-        **facts,
-        "recalibration": method,
-        "held_out": held_out.fingerprint(),
-    }
+    model = Recalibrated(net, fit(*logits_of(net, held_out))).eval()
+    return model.to(next(net.parameters(), torch.empty(0)).device)
+
+
+def check_fits(run: str | Path, job: Mapping[str, Any], data: ImageSet) -> None:
+    """Refuse data of another shape or number of classes than the run was trained on."""
+    if [tuple(job["shape"]), len(job["classes"])] != [data.shape, len(data.classes)]:
+        raise InputError(
+            f"the model in {str(run)!r} takes {job['shape']} images of {len(job['classes'])} classes, "
+            f"{data.name} has {list(data.shape)} images of {len(data.classes)} classes: "
+            "name data of the kind that it was trained on"
+        )
 
 
 def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
@@ -166,13 +176,7 @@ def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.M
             raise InputError("--weights goes with a model's name, and --model is a run folder")
         net, content = training.load(model), store.read_job(Path(model))
         job = content["job"]
-        expected = [tuple(job["shape"]), len(job["classes"])]
-        if expected != [data.shape, len(data.classes)]:
-            raise InputError(
-                f"the model in {model!r} takes {job['shape']} images of {len(job['classes'])} classes, "
-                f"{data.name} has {list(data.shape)} images of {len(data.classes)} classes: "
-                "name data of the kind that it was trained on"
-            )
+        check_fits(model, job, data)
         file = Path(model) / "model.safetensors"
         facts = {"model": job["model"], "defense": job["defense"], "weights": store.file_hash(file)}
         return net, facts

@@ -17,6 +17,7 @@ from poise.data import ImageSet
 from poise.evaluation import evaluate
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
+from poise.recipes.audit import check_fits
 from poise.shapes import Images, Labels
 
 UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
@@ -64,7 +65,7 @@ class Honest:
     k: float | None  # the logit multiplier of least validation NLL; below 1: overconfident
     at_k: float | None  # `auto` again, on k·z
     clean_at_k: float | None
-    matched: float | None  # `auto` again, at the mean clean confidence that all nets are given
+    matched: float | None  # `auto` again, where held-out right answers have the given mean confidence
     collapsed: bool  # one class for every image
 
 
@@ -86,15 +87,15 @@ def honest(
         validation: other images, to fit k_NLL and the scale of equal confidence on.
         eps: the L∞ budget of every attack.
         steps: gradients of every attack.
-        mean: the clean confidence to compare at.
+        mean: the clean confidence of right answers to compare at.
         seed: of the attacks' draws.
 
     Raises:
         InputError: no images.
     """
     found = {
-        name: evaluate(net, data, attacks.build(name, eps=eps, steps=steps), seed=seed, examples=0)
-        for name in ("pgd", *UNDER)
+        name: evaluate(net, data, attack, seed=seed, examples=0)
+        for name, attack in _attacks(eps, steps).items()
     }
     clean, y = found["pgd"].clean, found["pgd"].y
     msp, answer = clean.max(dim=1)
@@ -108,7 +109,8 @@ def honest(
         lowest = torch.minimum(lowest, top)
     z, labels = logits_of(net, validation)
     k = _attempt(lambda: float(temperature(z, labels).k))
-    even = _attempt(lambda: k_for_confidence(z, mean))
+    known = z[z.argmax(dim=1) == labels]
+    even = _attempt(lambda: k_for_confidence(known, mean)) if len(known) else None
     chosen = _only(data, right)
 
     def again(scale: float | None) -> tuple[float, float] | tuple[None, None]:
@@ -152,7 +154,11 @@ def compare(
 ) -> pl.DataFrame:
     """One row a trained run, kept in the folder `out`: the same call again goes on from there.
 
-    Columns: defense, seed, seconds of training, and those of `Honest`.
+    Columns: defense, defense_value (its whole configuration), model, epochs, seed, run (the folder's
+    name), seconds of training, and those of `Honest`.
+
+    Raises:
+        InputError: a run that has not finished or is of other data, or no held-out images.
     """
     job = {
         "kind": "comparison",
@@ -162,21 +168,28 @@ def compare(
         "steps": steps,
         "mean": mean,
         "seed": seed,
+        "attacks": {name: repr(attack) for name, attack in _attacks(eps, steps).items()},
     }
+    if job["data"] == job["validation"]:
+        raise InputError("the scales must be fitted on other images than those compared on")
     folder, rows = store.open_run(Path(out), job), []
     for done, run in enumerate(runs):
         progress("compare", done, len(runs), Path(run).name)
         content = store.read_job(Path(run))
-        file = folder / f"{content['key']}.json"
+        facts = content["job"]
+        net = training.load(run)
+        check_fits(run, facts, data)
+        weights = store.file_hash(Path(run) / "model.safetensors")
+        file = folder / f"{content['key']}-{weights}.json"
         if not file.exists():
-            net = training.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+            net = net.to("cuda" if torch.cuda.is_available() else "cpu")
             numbers = honest(net, data, validation, eps=eps, steps=steps, mean=mean, seed=seed)
             store.write_json(file, asdict(numbers))
-        facts = content["job"]
         numbers_read = json.loads(file.read_text(encoding="utf-8"))
         after = {f"after_{name}": value for name, value in numbers_read.pop("after").items()}
         rows.append(
-            {"defense": facts["defense"], "seed": facts["seed"], "seconds": content["seconds"]}
+            {name: facts[name] for name in ("defense", "defense_value", "model", "epochs", "seed")}
+            | {"run": Path(run).name, "seconds": content["seconds"]}
             | numbers_read
             | after
         )
@@ -184,21 +197,44 @@ def compare(
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def cells(frame: pl.DataFrame) -> list[list[str]]:
-    """The table as text under HEADING, a line a defense: mean ± standard deviation over its runs.
+def _attacks(eps: float, steps: int) -> dict[str, attacks.Attack]:
+    """PGD with steps long enough to cross the ball, and the attacks that lower the confidence."""
+    pgd = attacks.pgd(eps=eps, steps=steps, step=max(5 / 255, 2.5 * eps / max(steps, 1)))
+    return {"pgd": pgd} | {name: attacks.build(name, eps=eps, steps=steps) for name in UNDER}
 
-    Their number stands in brackets; a net that answers one class for everything is marked. Time is
-    that of training, relative to `at` of the same seed.
+
+def cells(frame: pl.DataFrame) -> list[list[str]]:
+    """The table as text under HEADING, a line a configuration: mean ± standard deviation over its runs.
+
+    Their number stands in brackets. Nets that answer one class for everything are counted there and
+    left out of the means, unless there are no others. † marks a confidence above the bound, which
+    proves that the attack has failed. Time is that of training, relative to the one `at` there is.
     """
-    standard = frame.filter(pl.col("defense") == "at").select("seed", at="seconds")
-    frame = frame.join(standard, on="seed", how="left").with_columns(time=pl.col("seconds") / pl.col("at"))
+    kinds = ["defense", "defense_value", "model", "epochs"]
+    names = frame.select(kinds).unique()["defense"].value_counts()
+    alone = {name for name, count in names.rows() if count == 1}
+    standard = frame.filter(pl.col("defense") == "at")["seconds"].mean() if "at" in alone else None
     lines = []
-    for (name,), part in frame.group_by("defense", maintain_order=True):
-        fallen = int(part["collapsed"].sum())
+    for (name, *_), part in frame.group_by(kinds, maintain_order=True):
+        sound = part.filter(~pl.col("collapsed"))
+        fallen = len(part) - len(sound)
         mark = f", {fallen} collapsed" if fallen else ""
-        numbers = [_spread(part[column], digits) for column, (_, digits) in COLUMNS.items()]
-        lines.append([f"{name} ({len(part)}{mark})", *numbers])
+        label = str(name) if name in alone else f"{name} {part['run'][0]}"
+        shown = sound if len(sound) else part
+        shown = shown.with_columns(time=pl.col("seconds") / pl.lit(standard, dtype=pl.Float64))
+        numbers = [
+            _spread(shown[column], digits) + _failed(shown, column)
+            for column, (_, digits) in COLUMNS.items()
+        ]
+        lines.append([f"{label} ({len(part)}{mark})", *numbers])
     return lines
+
+
+def _failed(part: pl.DataFrame, column: str) -> str:
+    """A dagger where a confidence of right answers is above what any successful attack leaves."""
+    if column not in ("raw", "at_k", "matched"):
+        return ""
+    return " †" if (part[column].cast(pl.Float64) > part["bound"] + 1e-6).any() else ""
 
 
 def markdown(frame: pl.DataFrame) -> str:
