@@ -21,7 +21,7 @@ from overhead import EPS, NETS, STEPS, Ring, Turning, floor, keep_memory
 
 from poise import attacks
 from poise.fast import Fast, Ready
-from poise.fast.prepare import prepare
+from poise.fast.prepare import parts, prepare
 
 ATTACKS = ("confsmooth", "adaptive", "auto")
 PATHS = ("float32", "bf16")
@@ -48,7 +48,8 @@ def one_round(net, x, contenders):
         if isinstance(contend, Ready):
             nets = contend.prepared[x.shape]
             full, low = (part and TurningCopy(part, ring, name) for part in (nets.full, nets.low))
-            contend = Ready(contend.fast, {x.shape: replace(nets, full=full, low=low)})
+            lent = replace(nets, full=full, low=low, parts=parts(model))
+            contend = Ready(contend.fast, {x.shape: lent})
         ring.take(name)
         contend(model, x.clone())
         ring.give(name, for_good=True)

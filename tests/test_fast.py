@@ -1,6 +1,7 @@
 """Fast paths: another way to the same attack, with the model itself as the judge. Nothing here is timed."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from torch.nn import functional as F
 
 from nets import Counting, Linear, confidence, conv_net, images, predictions
 from poise import InputError
-from poise.attacks import adaptive, auto, build, confsmooth, pgd, worst_case
+from poise.attacks import adaptive, auto, build, confsmooth, dropout, pgd, worst_case
 from poise.fast import Fast, Ready, accelerated
 from poise.fast import attack as walking
 from poise.fast import prepare as preparing
 from poise.fast.packed import PackedConv2d
+from poise.recalibration import Scale
 
 EPS = 0.06
 PATHS = ("float32", "bf16")
@@ -166,7 +168,7 @@ def test_a_copy_that_is_wrong_is_found_out_by_the_model_itself(monkeypatch):
     net, x = residual(), images(40)
     y = predictions(net, x)
     wrong = residual(seed=5)
-    lie = preparing.Prepared(wrong, None, (), tuple(preparing.tensors(net)))
+    lie = preparing.Prepared(wrong, None, (), preparing.parts(net), tuple(preparing.tensors(net)))
     ready = Ready(Fast(attack=confsmooth(eps=0.2, steps=5)), {x.shape: lie})
     raw = ready.fast.attack(wrong, x, y)
     assert (predictions(net, raw) != y).any()
@@ -175,6 +177,17 @@ def test_a_copy_that_is_wrong_is_found_out_by_the_model_itself(monkeypatch):
     assert (confidence(net, x_adv, y) <= confidence(net, x, y)).all()
     moved = (x_adv - x).flatten(1).abs().amax(dim=1)
     assert ((predictions(net, raw) != y) & (moved > 0)).any()  # back towards x, not always all the way
+
+
+def test_an_attack_that_takes_every_step_and_returns_the_best_is_checked_too():
+    net, x = residual(), images(40)
+    y = predictions(net, x)
+    near = copy.deepcopy(net)
+    near.head.weight.data += 0.02 * torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+    lie = preparing.Prepared(near, None, (), preparing.parts(net), tuple(preparing.tensors(net)))
+    ready = Ready(Fast(attack=dropout(eps=0.2, steps=5, keep="best")), {x.shape: lie})
+    assert (predictions(net, ready.fast.attack(near, x, y)) != y).any()
+    assert torch.equal(predictions(net, ready(net, x)), y)
 
 
 @pytest.mark.parametrize("precision", PATHS)
@@ -203,7 +216,7 @@ def test_the_first_leg_is_in_bfloat16_and_the_second_in_float32():
 
         return call
 
-    lent = preparing.Prepared(noted(nets.full), noted(nets.low), (), nets.state)
+    lent = replace(nets, full=noted(nets.full), low=noted(nets.low))
     fast = Fast(attack=confsmooth(eps=EPS, steps=10), precision="bf16", share=0.6)
     Ready(fast, {x.shape: lent})(net, x)
     assert seen.count(torch.bfloat16) == 7 and seen[:7] == [torch.bfloat16] * 7
@@ -232,6 +245,25 @@ def test_prepared_once_a_shape_and_anew_when_the_weights_change():
     assert torch.equal(last, accelerated(attack)(net, x)) and not torch.equal(last, after)
 
 
+def test_prepared_anew_for_another_model_with_the_same_weights():
+    x = images(6)
+    smooth = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 5))
+    kinked = nn.Sequential(*smooth[:2], nn.ReLU(), smooth[3])
+    functions = [lambda x: smooth(x), lambda x: kinked(x)]
+    swapped = nn.Sequential(*smooth)
+    for attack in [confsmooth(eps=EPS, steps=5), adaptive(eps=EPS, steps=5)]:
+        for one, other in ([smooth, kinked], functions):
+            with accelerated(attack).ready() as ready:
+                ready(one, x)
+                assert torch.equal(ready(other, x), accelerated(attack)(other, x))
+                assert ready.preparations == 2
+        with accelerated(attack).ready() as ready:
+            swapped[2] = nn.Tanh()
+            ready(swapped, x)
+            swapped[2] = nn.ReLU()
+            assert torch.equal(ready(swapped, x), accelerated(attack)(kinked, x))
+
+
 def test_what_cannot_be_prepared_is_used_as_it_is():
     net, x = residual(), images(4)
     with accelerated(adaptive(eps=EPS, steps=3)).ready() as ready:
@@ -252,6 +284,48 @@ def test_attacks_against_the_true_label_may_change_it():
         assert flipped.sum() >= (predictions(net, attack(net, x, y)) != y).sum() - 1 > 0
 
 
+@pytest.mark.parametrize("precision", PATHS)
+def test_an_attack_that_lets_go_of_the_label_may_do_so(precision):
+    net, x = residual(), images(32)
+    y = predictions(net, x)
+    attack = dropout(eps=0.2, steps=10)
+    plain = (predictions(net, attack(net, x)) == y).sum()
+    fast = (predictions(net, accelerated(attack, precision=precision)(net, x)) == y).sum()
+    assert plain < 24 and abs(fast - plain) <= 4
+    best = accelerated(replace(attack, keep="best"), precision=precision)
+    assert torch.equal(predictions(net, best(net, x)), y)
+
+
+def test_the_low_leg_of_an_attack_that_lets_go_of_the_label_is_not_pulled_back():
+    net, x = residual(), images(32)
+    nets = prepared(net, x, low=True)
+    seen = []
+
+    def noted(at):
+        seen.append(at)
+        return nets.full(at)
+
+    fast = Fast(attack=dropout(eps=0.2, steps=10), precision="bf16")
+    Ready(fast, {x.shape: replace(nets, full=noted)})(net, x)
+    assert len(seen) == 7  # six steps and the point they begin at: no check between the legs
+
+
+def test_a_recalibrated_model_is_prepared_whatever_its_temperature_is_kept_in():
+    net, x = nn.Sequential(residual(), Scale(0.5)).eval(), images(5)
+    assert net[1].k.dtype == torch.float64
+    ready = prepared(net, x, low=True)
+    assert kinds(ready.full, PackedConv2d) == kinds(ready.low, PackedConv2d) == 2
+    assert ready.notes == ()
+    torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
+    mixed = nn.Sequential(residual(), nn.Linear(5, 5).double())
+    mixed[1].register_forward_pre_hook(lambda _, given: (given[0].double(),))
+    ready = prepared(mixed.eval(), x)
+    assert ready.full is mixed
+    assert ready.notes == (
+        "Sequential has parameters of torch.float64, the images are torch.float32: used as it is",
+    )
+
+
 @pytest.mark.parametrize("name", ["max_miscalibration", "dropout", "ace", "overconfidence", "square"])
 def test_every_kind_of_attack_goes_in_float32(name):
     net, x = residual(), images(8)
@@ -259,7 +333,7 @@ def test_every_kind_of_attack_goes_in_float32(name):
     attack = accelerated(build(name, eps=EPS, steps=5))
     x_adv = attack(net, x, y)
     assert x_adv.shape == x.shape and (x_adv - x).abs().amax() <= EPS + 1e-6
-    if name != "square":
+    if name not in ("dropout", "square"):
         assert torch.equal(predictions(net, x_adv), y)
 
 

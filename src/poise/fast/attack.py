@@ -18,7 +18,7 @@ from poise.checks import InputError, check_choice, check_number
 from poise.draws import Draw
 from poise.fast.prepare import Prepared, prepare
 from poise.objectives import Confidence, Gap, Objective
-from poise.rules import StepRule
+from poise.rules import Always, StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
 from poise.threat import Ball
 
@@ -35,19 +35,22 @@ class Fast:
     memory layout that a short timed probe finds faster. With precision="bf16" the first `share` of the
     steps is taken in bfloat16, the rest in float32 from where they led. Two forwards by the model
     itself, at x and at the result, then check that the label is kept and that the attack's goal is no
-    worse than at x; an image that fails goes back towards x until it holds, at last to x itself.
+    worse than at x; an image that fails goes back towards x until it holds, at last to x itself. Of an
+    attack that may change the label itself (against the true label, or `dropout` with keep="last")
+    only finite logits are asked.
 
     Results are not bit-equal to the plain attack's.
 
     Args:
         attack: any attack; "bf16" is for those with steps and a ball (`Descent`, `Auto`).
         precision: "float32", or "bf16" for the first steps.
-        share: the share of the steps in low precision.
+        share: the share of the steps in low precision; 0.4 was chosen on images of CIFAR-10, where
+            0.6 left attacks that step back weaker than the plain ones.
     """
 
     attack: Attack
     precision: Precision = "float32"
-    share: float = 0.6
+    share: float = 0.4
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, ("float32", "bf16"))
@@ -201,7 +204,7 @@ def _walk(
         return attack(Switching(nets.low, nets.full, early), center, y, generator=generator)
     rule = Watched(attack.rule, torch.full_like(center.flatten(1)[:, 0], attack.step))
     x_adv = replace(attack, steps=early, rule=rule)(nets.low, center, y, generator=generator)
-    if not attack.uses_labels:
+    if not _roams(attack):
         x_adv = _checked(nets.full, attack, center, x_adv, None, y)
     ball = Around(attack.ball, center, rule.size / (attack.step or 1))
     onward = replace(attack, steps=attack.steps - early, ball=ball, random_start=False)
@@ -213,9 +216,9 @@ def _checked(
 ) -> Images:
     """The attacked images where they hold on this model, else the farthest point from x found that does.
 
-    An attack against the true label has nothing to keep: only finite logits are asked of it.
+    An attack that keeps no label has nothing to hold: only finite logits are asked of it.
     """
-    if attack.uses_labels and not isinstance(attack, MaxMiscalibration):
+    if _roams(attack):
         rejudged(model, x_adv)
         return x_adv
     goal = _goal(attack)
@@ -239,6 +242,13 @@ def _checked(
     x_adv = x_adv.clone()
     x_adv[failed] = (start + per_image(near).to(way.dtype) * way).clamp(0, 1)
     return x_adv
+
+
+def _roams(attack: Attack) -> bool:
+    """Whether the attack may return points of another label: the check must not undo that."""
+    if isinstance(attack, Descent) and attack.rule == Always() and attack.keep == "last":
+        return True
+    return attack.uses_labels and not isinstance(attack, MaxMiscalibration)
 
 
 def _goal(attack: Attack) -> Callable[..., torch.Tensor] | None:

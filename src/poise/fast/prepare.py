@@ -43,17 +43,21 @@ class Prepared:
         full: in the model's own precision.
         low: in bfloat16, or None.
         notes: one sentence for each thing that was tried and left out.
-        state: the model's tensors as they were, to tell whether it has changed since.
+        parts: the model itself and its modules, and
+        state: its tensors as they were, to tell whether it has changed since.
     """
 
     full: Model
     low: Model | None
     notes: tuple[str, ...]
+    parts: tuple[Model, ...]
     state: tuple[Tensor, ...]
 
     def fits(self, model: Model) -> bool:
-        """Whether the model's weights and buffers still are, bit for bit, what was prepared."""
-        now = tensors(model)
+        """Whether this is the model that was prepared, its weights and buffers bit for bit as they were."""
+        now, own = tensors(model), parts(model)
+        if len(own) != len(self.parts) or any(a is not b for a, b in zip(own, self.parts, strict=True)):
+            return False
         return len(now) == len(self.state) and all(
             a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
             for a, b in zip(now, self.state, strict=True)
@@ -64,17 +68,21 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
     """The model made ready for batches like x, at which it gives these logits.
 
     Args:
-        model: images in [0, 1] -> logits; other than an nn.Module of float32 it is used as it is.
+        model: images in [0, 1] -> logits; no nn.Module, or one with parameters of another dtype than
+            x, is used as it is.
         x: images (n, c, h, w) in float32.
         logits: the model's own at x (n, k).
         low: whether a copy in bfloat16 is wanted.
     """
     notes: list[str] = []
-    state = tuple(t.detach().clone() for t in tensors(model))
-    if not isinstance(model, nn.Module) or any(t.is_floating_point() and t.dtype != x.dtype for t in state):
-        return Prepared(
-            model, None, (f"{type(model).__name__} is no nn.Module of {x.dtype}: as it is",), state
-        )
+    was = parts(model), tuple(t.detach().clone() for t in tensors(model))
+    if not isinstance(model, nn.Module):
+        return Prepared(model, None, (f"{type(model).__name__} is no nn.Module: used as it is",), *was)
+    other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {x.dtype}
+    if other:
+        named = ", ".join(sorted(str(dtype) for dtype in other))
+        note = f"{type(model).__name__} has parameters of {named}, the images are {x.dtype}: used as it is"
+        return Prepared(model, None, (note,), *was)
     with differentiable(model):
         want = slope(model, x, logits)
 
@@ -100,7 +108,7 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
 
     plain = attempt("copied", bare)
     if plain is None:
-        return Prepared(model, None, tuple(notes), state)
+        return Prepared(model, None, tuple(notes), *was)
     base = attempt("folded", lambda: fold(bare(), x)) or plain
     packs = attempt("packed", lambda: pack(copy.deepcopy(base), x)) is not None
     with torch.inference_mode(False), torch.enable_grad():
@@ -114,7 +122,12 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
             else:
                 half = half if less < spent else None
                 notes += [] if half else ["bf16: not faster on this machine"]
-    return Prepared(full, half, tuple(notes), state)
+    return Prepared(full, half, tuple(notes), *was)
+
+
+def parts(model: Model) -> tuple[Model, ...]:
+    """The model and, of an nn.Module, all modules in it."""
+    return tuple(model.modules()) if isinstance(model, nn.Module) else (model,)
 
 
 def tensors(model: Model) -> list[Tensor]:
