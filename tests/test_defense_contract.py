@@ -353,6 +353,20 @@ def test_a_value_out_of_range_is_refused_by_its_name(name, argument, value):
         TABLE[name](**{argument: value})
 
 
+# Their losses are defined without steps too, see test_defenses.py; `poise train` refuses that of all.
+CLEAN_TERM = {"trades", "robust-augmix", "ccat"}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if "steps" in takes(name)])
+def test_what_trains_on_attacked_images_alone_refuses_to_attack_without_steps(name):
+    if name in CLEAN_TERM:
+        assert TABLE[name](steps=0) != TABLE[name](steps=1)
+        return
+    with pytest.raises(InputError, match="steps must be a whole number of at least 1, got 0"):
+        TABLE[name](steps=0)
+    TABLE[name](steps=1)
+
+
 def test_build_leaves_out_what_a_defense_does_not_take():
     assert defenses.build("sam", eps=0.1, steps=3, rho=0.1) == defenses.sam(rho=0.1)
     assert defenses.build("UAT_Mix", eps=0.1, step=None) == defenses.uat_mix(eps=0.1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import struct
 from pathlib import Path
 
@@ -57,6 +58,23 @@ def test_a_write_that_fails_at_its_end_leaves_the_old_content(name, tmp_path, mo
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         WRITERS[name](file, 2)
+    assert file.read_bytes() == before
+    assert files(tmp_path) == [file]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_the_system_does_not_let_be_written_is_an_os_error(name, tmp_path):
+    """A limit on the size of files is met in the same place as the end of a disk."""
+    file = tmp_path / name
+    WRITERS[name](file, 1)
+    before = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            WRITERS[name](file, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert file.read_bytes() == before
     assert files(tmp_path) == [file]
 

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import poise
 from poise import InputError, data, defenses, models, store
 from poise.defenses import DEFENSES, AdversarialTraining
-from poise.training import TrainJob, train
+from poise.training import TrainJob, loop, train
 
 
 class Stop(Exception):
@@ -339,6 +339,23 @@ def test_a_run_says_what_it_was(images, tmp_path):
     assert content["seconds"] == pytest.approx(history["seconds"].sum()) and content["seconds"] > 0
     assert history["epoch"].to_list() == [1, 2, 3]
     assert history["loss"].is_finite().all()
+
+
+def test_the_clock_is_read_when_the_device_is_done(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(device.type))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: calls.append("clock") or 0.5)
+    assert loop._clock(torch.device("cpu")) == 0.5 and calls == ["clock"]
+    assert loop._clock(torch.device("cuda")) == 0.5 and calls == ["clock", "cuda", "clock"]
+
+
+def test_an_epoch_is_timed_by_that_clock(images, tmp_path, monkeypatch):
+    readings = iter([1.0, 3.0, 10.0, 15.0])
+    monkeypatch.setattr(loop, "_clock", lambda device: next(readings))
+    train(job(epochs=2), images, defenses.vanilla(), tmp_path)
+    history = pl.read_parquet(tmp_path / "metrics.parquet")
+    assert history["seconds"].to_list() == [2.0, 5.0]
+    assert history["images_per_second"].to_list() == [128.0, 51.2]
 
 
 def test_progress_tells_every_step(images, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import polars as pl
 import pytest
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
 from poise import InputError, data, defenses, models, training
@@ -197,5 +198,6 @@ def test_torchrun_decides_the_number_of_processes(monkeypatch):
     said = {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6", "RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
     for name, value in said.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Fabric sets it, and would silence later warnings
     strategy = fabric_for(job("at"), accelerator="cpu").strategy
     assert strategy.num_processes == 2 and strategy.num_nodes == 3

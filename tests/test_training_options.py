@@ -257,10 +257,12 @@ def test_a_budget_is_found_wherever_it_lies():
     assert scaled(at, 0.25).attack == replace(at.attack, ball=replace(at.attack.ball, eps=0.125))
     caat = defenses.build("caat", eps=0.5)
     assert budget(caat) == 0.5 and [budget(attack) for attack in scaled(caat, 0.5).attacks] == [0.25]
+    assert [budget(defenses.build("at", eps=eps)) for eps in (0.0, 0.99, 1.0)] == [0.0, 0.99, None]
     plain = defenses.vanilla()
     assert scaled(plain, 0.5) is plain
 
 
-def test_a_defense_without_a_budget_has_none_to_warm_up(images, tmp_path):
+@pytest.mark.parametrize("name", ["vanilla", "uat-gap-unprojected", "uat-smooth-unprojected"])
+def test_a_defense_without_a_budget_has_none_to_warm_up(name, images, tmp_path):
     with pytest.raises(InputError, match="eps_warmup=1 needs a defense with a budget"):
-        train(job(eps_warmup=1), images, defenses.vanilla(), tmp_path)
+        train(job(name, eps_warmup=1), images, defenses.build(name), tmp_path)

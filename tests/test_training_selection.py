@@ -110,6 +110,17 @@ def test_what_is_measured_on_a_net_whose_worst_case_is_known():
     assert (sum(sigmoid) + 0.5) / 3 <= found["confsmooth"] < (sum(sigmoid) + 0.63) / 3
 
 
+@pytest.mark.parametrize("eps", [0.02, 0.3, 0.45])
+def test_the_attacks_measured_with_reach_the_border_of_any_ball(eps):
+    """PGD moves a mean of 1/2 + .9 eps over 1/2; ConfSmooth takes a mean of 1 down to 1 - eps."""
+    levels = torch.tensor([round(255 * (0.5 + 0.9 * eps)), 255], dtype=torch.uint8)
+    pixels = levels[:, None, None, None].expand(2, 1, 2, 2)
+    images = ImageSet("grey", pixels, torch.zeros(2).long(), ("a", "b"))
+    assert selection.measure(Ramp(10.0), images, torch.tensor([0]), eps, ("pgd",)) == {"pgd": 0.0}
+    found = selection.measure(Ramp(10.0), images, torch.tensor([1]), eps, ("confsmooth",))
+    assert found["confsmooth"] == pytest.approx(1 / (1 + math.exp(-10 * (0.5 - eps))), abs=1e-6)
+
+
 def test_a_net_that_cannot_be_attacked_is_measured_as_nan():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     with torch.no_grad():
@@ -118,8 +129,19 @@ def test_a_net_that_cannot_be_attacked_is_measured_as_nan():
     assert math.isnan(found["pgd"])
 
 
-@pytest.mark.parametrize(("defense", "expected"), [("uat-smooth", 0.1), ("vanilla", 0.03)])
-def test_the_budget_is_the_defenses_own_if_it_has_one(defense, expected, images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("defense", "eps", "expected"),
+    [
+        ("uat-smooth", 0.1, 0.1),
+        ("vanilla", 0.1, 0.03),
+        ("uat-gap-unprojected", 0.1, 0.03),  # its ball of radius 1 holds every image
+        ("at", 1.0, 0.03),
+        ("at", 0.0, 0.0),
+    ],
+)
+def test_the_budget_is_the_defenses_own_if_it_has_one(
+    defense, eps, expected, images, tmp_path, monkeypatch
+):
     seen = set()
 
     def measure(model, data, indices, eps, which):
@@ -127,7 +149,7 @@ def test_the_budget_is_the_defenses_own_if_it_has_one(defense, expected, images,
         return dict.fromkeys(which, 0.0)
 
     monkeypatch.setattr(selection, "measure", measure)
-    train(job(defense, epochs=1), images, defenses.build(defense, eps=0.1, steps=1), tmp_path)
+    train(job(defense, epochs=1), images, defenses.build(defense, eps=eps, steps=1), tmp_path)
     assert seen == {expected}
 
 
@@ -150,11 +172,18 @@ def test_every_epoch_leaves_a_row(images, tmp_path):
     train(job(), images, defenses.build("uat-smooth", eps=0.1, steps=2), tmp_path)
     history = pl.read_parquet(tmp_path / "metrics.parquet")
     assert history.columns == [
-        *("epoch", "loss", "seconds", "lr", "images_per_second", "accuracy", "pgd_accuracy", "confidence")
+        *("epoch", "loss", "seconds", "lr", "images_per_second"),
+        *("watched", "accuracy", "pgd_accuracy", "confidence"),
     ]
     assert history["images_per_second"].to_list() == pytest.approx([256 / s for s in history["seconds"]])
     for name in ("accuracy", "pgd_accuracy", "confidence"):
         assert history[name].is_between(0, 1).all()
+
+
+@pytest.mark.parametrize(("validation", "expected"), [(0.0, "train"), (0.1, "validation")])
+def test_a_row_says_which_images_were_looked_at(validation, expected, images, tmp_path):
+    train(job(epochs=2, validation=validation), images, defenses.vanilla(), tmp_path)
+    assert pl.read_parquet(tmp_path / "metrics.parquet")["watched"].to_list() == [expected] * 2
 
 
 def test_looking_at_images_changes_nothing(images, tmp_path, monkeypatch, with_norm):
@@ -173,7 +202,7 @@ def test_the_progress_tells_how_the_epoch_before_ended(images, tmp_path):
         assert word in notes[-1]
 
 
-def test_tensorboard_gets_every_column(images, tmp_path, monkeypatch):
+def test_tensorboard_gets_every_column_of_numbers(images, tmp_path, monkeypatch):
     written = []
 
     class SummaryWriter:
@@ -181,6 +210,7 @@ def test_tensorboard_gets_every_column(images, tmp_path, monkeypatch):
             self.folder = folder
 
         def add_scalar(self, name, value, step):
+            float(value)
             written.append((self.folder, name, step))
 
         def close(self):
@@ -190,7 +220,7 @@ def test_tensorboard_gets_every_column(images, tmp_path, monkeypatch):
     fake.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
     train(job(), images, defenses.vanilla(), tmp_path, tensorboard=True)
-    columns = set(pl.read_parquet(tmp_path / "metrics.parquet").columns) - {"epoch"}
+    columns = set(pl.read_parquet(tmp_path / "metrics.parquet").columns) - {"epoch", "watched"}
     assert sorted(written) == sorted(
         (str(tmp_path / "tensorboard"), name, epoch) for name in columns for epoch in (1, 2, 3)
     )

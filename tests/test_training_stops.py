@@ -1,8 +1,10 @@
 """However a run is stopped, the same call goes on with the bits of one that never was."""
 
 import collections
+import contextlib
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -220,6 +222,22 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, images
     assert steps == list(range(5, STEPS + 1))  # the newest was of the second epoch
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before_it(
+    images, tmp_path, monkeypatch, whole
+):
+    cut_at(10, images, tmp_path)
+    shorten(tmp_path / NEWEST)
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:  # the first save after it fails
+        patch.setattr(store, "write_tensors", full)
+        with pytest.warns(match="damaged"), pytest.raises(InputError, match="No space left"):
+            train(rich_job(), images, DEFENSE, tmp_path)
+    assert resumed(images, tmp_path, whole) == list(range(5, STEPS + 1))
+
+
 def test_a_missing_newest_checkpoint_is_the_one_before_without_a_word(images, tmp_path, whole):
     cut_at(10, images, tmp_path)
     (tmp_path / NEWEST).unlink()
@@ -311,3 +329,56 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(images, tmp_path, mon
     with pytest.raises(InputError, match=r"No space left on device.*make room"):
         train(rich_job(), images, DEFENSE, tmp_path)
     assert resumed(images, tmp_path, whole)[0] == 5
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """The kernel refuses to write more, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_the_system_refuses_is_one_clear_message(images, tmp_path, whole):
+    cut_at(6, images, tmp_path)
+    half = (tmp_path / NEWEST).stat().st_size // 2  # more than the other files of a run
+    with files_of_at_most(half), pytest.raises(InputError, match=r"File too large.*make room"):
+        train(rich_job(), images, DEFENSE, tmp_path)
+    assert resumed(images, tmp_path, whole) == list(range(5, STEPS + 1))
+
+
+@pytest.mark.parametrize(("written", "steps"), [("metrics.parquet", 12), ("model.safetensors", 0)])
+def test_so_is_any_other_file_of_a_run(written, steps, images, tmp_path, monkeypatch, whole):
+    real = store._replace
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fill(file, write):
+        if file.name == written:
+            raise full
+        real(file, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_replace", fill)
+        with pytest.raises(InputError, match=r"No space left on device.*make room"):
+            train(rich_job(), images, DEFENSE, tmp_path)
+    assert len(resumed(images, tmp_path, whole)) == steps
+
+
+# another number of devices
+
+
+def test_the_number_of_devices_is_noted_and_another_one_warned_of(images, tmp_path, whole):
+    cut_at(1, images, tmp_path)
+    assert store.read_job(tmp_path)["devices"] == 1
+    store.note(tmp_path, devices=2)  # nothing is saved yet: nothing was computed by two
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cut_at(6, images, tmp_path)
+    assert store.read_job(tmp_path)["devices"] == 1
+    store.note(tmp_path, devices=2)
+    with pytest.warns(UserWarning, match="on 2 devices up to step 4 and goes on with 1"):
+        resumed(images, tmp_path, whole)
+    assert store.read_job(tmp_path)["devices"] == 1

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,17 +119,20 @@ def write_text(file: Path, text: str) -> None:
 
 def write_frame(file: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet, whole or not at all."""
-    _replace(file, frame.write_parquet)
+    content = BytesIO()  # polars' error on a full disk is no OSError
+    frame.write_parquet(content)
+    _replace(file, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def write_tensors(
     file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _replace(file, lambda temporary: save_file(plain, temporary, dict(facts or {})))
+    content = save(plain, dict(facts or {}))  # save_file's error on a full disk is no OSError
+    _replace(file, lambda temporary: temporary.write_bytes(content))
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

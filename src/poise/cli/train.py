@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from poise.checks import InputError, check_count
 from poise.naming import lookup, named_options
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
+
+if TYPE_CHECKING:
+    from poise.defenses import Defense
 
 
 def train(
@@ -90,7 +95,7 @@ def train(
         read: How images are brought to one shape, and which are left out.
     """
     from poise import data as sets
-    from poise import defenses, training
+    from poise import training
 
     job = training.TrainJob(
         data=data,
@@ -117,8 +122,7 @@ def train(
         validation=validation,
         select=select,
     )
-    others = named_options(lookup({**defenses.DEFENSES, **defenses.READINGS}, defense, "defense"), option)
-    chosen = defenses.build(defense, **{"eps": eps, "step": step, "steps": steps, **others})
+    chosen = _defense(defense, option, eps=eps, step=step, steps=steps)
     source = sets.load(data, split="train", images=images, seed=seed, root=root, preparation=read)
     fabric = training.fabric_for(
         job, devices=devices, nodes=nodes, strategy=strategy, accelerator=accelerator
@@ -127,3 +131,23 @@ def train(
         training.train(job, source, chosen, out, fabric=fabric, progress=progress, tensorboard=tensorboard)
     if fabric.is_global_zero:
         print(f"trained: {out}")
+
+
+def _defense(name: str, texts: tuple[str, ...], **flags: float | None) -> Defense:
+    """The defense of that name with the options given.
+
+    Raises:
+        InputError: an option that it does not take, or no steps: its name would promise an attack.
+    """
+    from poise import defenses
+
+    factory = lookup({**defenses.DEFENSES, **defenses.READINGS}, name, "defense")
+    takes = inspect.signature(factory).parameters
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    if unknown := [f"--{flag}" for flag in given if flag not in takes]:
+        known = ", ".join(f"{known}={p.default}" for known, p in takes.items()) or "no options"
+        raise InputError(f"defense {name!r} does not take {' and '.join(unknown)}: it takes {known}")
+    options: dict[str, Any] = given | named_options(factory, texts)
+    if "steps" in options:
+        check_count("steps", options["steps"], 1)
+    return defenses.build(name, **options)

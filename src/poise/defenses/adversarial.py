@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
+from poise.checks import check_count
 from poise.defenses.common import forward
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf
@@ -49,6 +50,7 @@ def adversarial_training(
     >>> adversarial_training(eps=0.1).attack.uses_labels
     True
     """
+    check_count("steps", steps, 1)
     return AdversarialTraining(attacks.pgd(eps=eps, step=step, steps=steps, random_start=True))
 
 
@@ -58,6 +60,7 @@ def uat_gap(*, eps: float = 8 / 255, step: float = 5 / 255, steps: int = 10) -> 
     >>> uat_gap().attack.steps
     10
     """
+    check_count("steps", steps, 1)
     return AdversarialTraining(attacks.adaptive(eps=eps, step=step, steps=steps, keep="last"))
 
 
@@ -69,6 +72,7 @@ def uat_smooth(
     >>> uat_smooth().attack.steps
     5
     """
+    check_count("steps", steps, 1)
     return AdversarialTraining(
         attacks.confsmooth(eps=eps, step=step, steps=steps, smoothing=smoothing, keep="last")
     )

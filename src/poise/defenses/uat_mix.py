@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import check_number
+from poise.checks import check_count, check_number
 from poise.defenses.common import shuffle, source, together, uniform
 from poise.shapes import Images, Labels, Model, Scalar
 
@@ -61,6 +61,7 @@ def uat_mix(
     >>> uat_mix(eps=0.1).first.step, uat_mix(eps=0.1).second.step
     (0.04, 0.0625)
     """
+    check_count("steps", steps, 1)
     first_step = 5 * eps / 8 if step is None else step
     return MixedTraining(
         attacks.pgd(eps=eps, step=eps / 2.5, steps=steps, random_start=True),

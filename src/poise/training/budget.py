@@ -11,9 +11,12 @@ T = TypeVar("T")
 def budget(value: Any) -> float | None:
     """The first `eps` in a frozen value or in those that it holds; None where there is none.
 
+    An eps of 1 or more is none: all images in [0, 1] lie within it.
+
     >>> from poise import defenses
     >>> budget(defenses.build("at", eps=0.25)), budget(defenses.vanilla())
     (0.25, None)
+    >>> budget(defenses.build("uat-gap-unprojected"))
     """
     if isinstance(value, tuple):
         parts: list[tuple[str, Any]] = [("", part) for part in value]
@@ -23,7 +26,7 @@ def budget(value: Any) -> float | None:
         return None
     for name, part in parts:
         found = part if name == "eps" and isinstance(part, float | int) else budget(part)
-        if found is not None:
+        if found is not None and found < 1:
             return float(found)
     return None
 

@@ -7,7 +7,8 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,21 @@ def save(run: Run) -> None:
         "digest": digest(tensors),
     }
     newest = run.folder / NEWEST
-    try:
+    with writing(run.folder):
         if newest.exists():
             newest.replace(run.folder / PREVIOUS)
         store.write_tensors(newest, tensors, {name: json.dumps(value) for name, value in facts.items()})
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says while files of a run are written into a message with a way out."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"the checkpoint in {str(run.folder)!r} could not be written ({error.strerror}): make room, "
-            "and the same command goes on from the one before"
+            f"a file in {str(folder)!r} could not be written ({error.strerror}): make room, and the same "
+            "command goes on from the last checkpoint"
         ) from error
 
 
@@ -113,7 +121,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole; None where there is none at all."""
+    """The newest checkpoint that is whole; None where there is none at all.
+
+    A damaged one that is newer is removed: the next save would put it in place of the whole one.
+    """
     damaged = []
     for name in (NEWEST, PREVIOUS):
         if not (folder / name).exists():
@@ -127,6 +138,8 @@ def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             damaged.append(str(folder / name))
             warnings.warn(f"a checkpoint is damaged, the one before it counts: {error}", stacklevel=2)
             continue
+        if damaged:
+            (folder / NEWEST).unlink()
         return tensors, facts
     if damaged:
         raise InputError(

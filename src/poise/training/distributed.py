@@ -9,7 +9,9 @@ the running statistics are averaged over the devices after every step, so that a
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from poise import store
 from poise.checks import InputError, check_choice, check_count
 from poise.shapes import Images, Logits
 from poise.training.job import TrainJob
@@ -77,6 +80,20 @@ def check_fabric(fabric: Fabric, job: TrainJob) -> None:
     raise InputError(
         f"the Fabric's precision is {precision!r}, the job's {job.precision!r}: give both the same"
     )
+
+
+def note_devices(folder: Path, devices: int, *, step: int) -> None:
+    """Note the number of devices in job.json; warn where the steps done so far were another number's."""
+    before = store.read_job(folder).get("devices")
+    if before == devices:
+        return
+    if before is not None and step:
+        warnings.warn(
+            f"the run in {str(folder)!r} was on {before} devices up to step {step} and goes on with "
+            f"{devices}: with BatchNorm, or a loss of the batch as a whole, the model is that of neither",
+            stacklevel=4,
+        )
+    store.note(folder, devices=devices)
 
 
 class InPrecision(nn.Module):

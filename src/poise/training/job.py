@@ -35,7 +35,8 @@ class TrainJob:
         lr: the highest learning rate.
         momentum: Nesterov's.
         weight_decay: added to the gradient, times the weights.
-        batch_size: images a step, over all devices and parts: neither changes what is computed.
+        batch_size: images a step, over all devices and parts. Their number changes what is computed where a
+            loss looks at a batch as a whole: with BatchNorm, and in ccat, dca, falcon, mixup, sam, uat-mix.
         precision: of the forward passes; the weights stay float32.
         channels_last: memory format of images and weights, faster on GPUs.
         compile: let torch.compile make the net's kernels.
@@ -110,7 +111,9 @@ def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
     stays the same from version to version. Weights count by their bytes, not by their path.
     """
     if job.eps_warmup and budget(defense) is None:
-        raise InputError(f"eps_warmup={job.eps_warmup:g} needs a defense with a budget, not {defense!r}")
+        raise InputError(
+            f"eps_warmup={job.eps_warmup:g} needs a defense with a budget below 1, not {defense!r}"
+        )
     options = {f.name: getattr(job, f.name) for f in fields(job)}
     chosen = {
         f.name: options[f.name] for f in fields(job) if f.name in _ALWAYS or options[f.name] != f.default

@@ -46,7 +46,7 @@ def board(folder: Path, *, wanted: bool) -> Callable[[Mapping[str, Any]], None]:
     def show(row: Mapping[str, Any]) -> None:
         writer = SummaryWriter(str(folder / "tensorboard"))
         for name, value in row.items():
-            if name != "epoch" and value is not None:
+            if name != "epoch" and isinstance(value, float | int):
                 writer.add_scalar(name, value, row["epoch"])
         writer.close()
 

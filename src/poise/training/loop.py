@@ -15,7 +15,16 @@ from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
 from poise.training import checkpoint, logs, outcome
-from poise.training.distributed import agreed, check_fabric, fabric_for, meet, shares, summed, together
+from poise.training.distributed import (
+    agreed,
+    check_fabric,
+    fabric_for,
+    meet,
+    note_devices,
+    shares,
+    summed,
+    together,
+)
 from poise.training.job import TrainJob, describe
 from poise.training.run import Run, begin, generator
 from poise.training.schedule import in_force, learning_rate
@@ -64,6 +73,7 @@ def train(
         run = begin(job, data.batched(job.batch_size), defense, folder, fabric)
         together(fabric, lambda: checkpoint.check_room(run))
         checkpoint.restore(run)
+        together(fabric, lambda: note_devices(folder, fabric.world_size, step=run.step))
         while run.step < run.steps:
             _epoch(run, asked, progress if fabric.is_global_zero else silent)
             together(fabric, lambda: outcome.close_epoch(run, show))
@@ -75,7 +85,7 @@ def train(
 
 def _epoch(run: Run, asked: Request, progress: Progress) -> None:
     """The rest of an epoch; where a request to stop comes in, all is saved and the run left."""
-    (epoch, done), began = divmod(run.step, run.per_epoch), time.perf_counter()
+    (epoch, done), began = divmod(run.step, run.per_epoch), _clock(run.fabric.device)
     note = logs.note(epoch, run.job.epochs, run.rows)
     for chosen in torch.split(run.order(epoch), run.job.batch_size)[done:]:
         loss, code = _step(run, chosen)
@@ -87,10 +97,17 @@ def _epoch(run: Run, asked: Request, progress: Progress) -> None:
         if code == DIVERGED or (code == ASKED and within):
             break
     run.losses = list(summed(run.fabric, torch.stack(run.losses)))  # each process has its images' part
-    run.seconds += time.perf_counter() - began
+    run.seconds += _clock(run.fabric.device) - began
     if code == ASKED and within:
         together(run.fabric, lambda: checkpoint.save(run))
         asked.leave(run.step, run.steps, run.folder)
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, read when the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _step(run: Run, chosen: Tensor) -> tuple[Tensor, int]:

@@ -30,7 +30,7 @@ def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
     """Add the epoch's row, keep its weights if they are the best, write metrics and checkpoint.
 
     Raises:
-        InputError: the loss or a weight is no longer finite.
+        InputError: the loss or a weight is no longer finite, or the disk is full.
     """
     loss = float(torch.stack(run.losses).mean())
     if not finite(run.net, loss):
@@ -45,7 +45,8 @@ def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
     run.rows.append(row | _judged(run))
     if run.job.select != "last" and _is_best(run.rows):
         run.best = {name: t.detach().cpu().clone() for name, t in run.judged.state_dict().items()}
-    store.write_frame(run.folder / "metrics.parquet", pl.DataFrame(run.rows, infer_schema_length=None))
+    with checkpoint.writing(run.folder):
+        store.write_frame(run.folder / "metrics.parquet", pl.DataFrame(run.rows, infer_schema_length=None))
     show(run.rows[-1])
     run.losses, run.seconds = [], 0.0
     checkpoint.save(run)
@@ -57,14 +58,16 @@ def finish(run: Run) -> nn.Module:
     run.net.load_state_dict(best or run.judged.state_dict())
     run.net.requires_grad_(True).eval()
     if run.fabric.is_global_zero:
-        facts: dict[str, Any] = {"devices": run.fabric.world_size}
+        facts: dict[str, Any] = {}
         if best:
             facts["selected_epoch"] = 1 + selection.best_epoch([row["score"] for row in run.rows])
         if len(run.validation):
             facts["k_nll"] = _scale(run)
         seconds = sum(row["seconds"] for row in run.rows)
-        store.note(run.folder, seconds=seconds, collapsed=_collapsed(run.net, run.data), **facts)
-        store.write_tensors(run.folder / "model.safetensors", run.net.state_dict())
+        facts |= {"seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
+        with checkpoint.writing(run.folder):
+            store.note(run.folder, **facts)
+            store.write_tensors(run.folder / "model.safetensors", run.net.state_dict())
         checkpoint.remove(run.folder)
     run.fabric.barrier()
     return run.net
@@ -94,14 +97,16 @@ def load(run: str | Path) -> nn.Module:
     )
 
 
-def _judged(run: Run) -> dict[str, float]:
-    """Accuracy, accuracy under PGD and confidence under ConfSmooth of some images; the score, if any."""
+def _judged(run: Run) -> dict[str, Any]:
+    """Accuracy, accuracy under PGD, confidence under ConfSmooth; of which images; the score, if any."""
     job, net = run.job, run.judged
     model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
-    eps = budget(run.defense) or EPS
+    own = budget(run.defense)
+    eps = EPS if own is None else own
     few = selection.watched(run.train, run.validation)
     found = selection.measure(model, run.data, few, eps, ("accuracy", "pgd", "confsmooth"))
-    row = {
+    row: dict[str, Any] = {
+        "watched": "validation" if len(run.validation) else "train",
         "accuracy": found["accuracy"],
         "pgd_accuracy": found["pgd"],
         "confidence": found["confsmooth"],

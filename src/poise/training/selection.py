@@ -56,6 +56,7 @@ def measure(
 
     "accuracy": right answers; "pgd": right answers under PGD; "confsmooth": mean confidence after
     ConfSmooth over the images answered right, 0 where none is. NaN for a model that cannot be attacked.
+    Step sizes go with eps, so that either attack reaches the border of any ball.
     """
     device = next(model.parameters()).device
     sums = dict.fromkeys([*which, "right"], 0.0)
@@ -86,10 +87,10 @@ def _counts(model: nn.Module, x: Tensor, y: Labels, eps: float, which: Sequence[
         if "accuracy" in which:
             counts["accuracy"] = counts["right"]
         if "pgd" in which:
-            moved = attacks.pgd(eps=eps, steps=STEPS)(model, x, y)
+            moved = attacks.pgd(eps=eps, step=2.5 * eps / STEPS, steps=STEPS)(model, x, y)
             counts["pgd"] = (_logits(model, moved).argmax(dim=1) == y).sum()
         if "confsmooth" in which:
-            moved = attacks.confsmooth(eps=eps, steps=STEPS)(model, x, answers)
+            moved = attacks.confsmooth(eps=eps, step=5 * eps / 8, steps=STEPS)(model, x, answers)
             confidence = _logits(model, moved).softmax(dim=1).amax(dim=1)
             counts["confsmooth"] = (confidence * (answers == y)).sum()
     return {name: float(value) for name, value in counts.items()}
