@@ -33,9 +33,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Defenses, measured
 
 MNIST, LeNet, {epochs} epochs of {images:,} training images (drawn from the first 50,000), learning
-rate {lr:g} (at the paper's .1 some nets collapse), the budget rising over the first epochs; inner
-steps of 2.5 · ε / their number (UAT-Mix has its own); {test:,} test images; scales fitted on {held:,} of
-the last 10,000 training images, which no net is trained on. Every attack has 20 gradients and the
+rate {lr:g} (why not the paper's .1: [findings](findings.md)), the budget rising over the first epochs;
+inner steps of 2.5 · ε / their number (UAT-Mix has its own); {test:,} test images; scales fitted on {held:,}
+of the last 10,000 training images, which no net is trained on. Every attack has 20 gradients and the
 budget that the defense was trained at. CCAT has 10 inner steps here, not its 40.
 
 Columns: clean accuracy; accuracy under PGD; clean ECE; mean confidence of all images, clean, under
@@ -47,8 +47,8 @@ confidence of .9. Time: of training, relative to AT's, on a shared machine. Mean
 over seeds, n in brackets.
 
 **Raw numbers reward large logits; read *at k* and *matched*.** Nets that answer one class for everything
-are counted as *collapsed* and left out of the means; a run that diverged is missing from n; † is above
-the bound, so the attack failed.
+are counted as *collapsed* and left out of the means; a run that diverged, or was not finished yet, is
+missing from n; † is above the bound, so the attack failed.
 
 `POISE_TEST_DATA=... python benchmarks/defenses.py {flags}`, commit {commit}, torch {torch}, Python
 {python}, {device}, {threads} thread(s). All rows are in defenses.csv.
@@ -133,8 +133,11 @@ def main():
         "epochs": args.epochs,
         "lr": args.lr,
         "eps-warmup": args.eps_warmup,
+        "seeds": args.seeds,
     }
     flags = " ".join(f"--{name} {value:g}" for name, value in asked.items())
+    flags += f" --eps {' '.join(f'{eps:g}' for eps in args.eps)}"
+    flags += f" --only {' '.join(args.only)}" if args.only else ""
     known = {k: facts[k] for k in ("commit", "device", "threads")}
     versions = {"torch": facts["versions"]["torch"], "python": platform.python_version()}
     store.write_text(

@@ -1,6 +1,7 @@
 """What the fast paths cost and reach: time as a ratio to the eager floor, labels kept, confidence.
 
-    POISE_TEST_DATA=FOLDER python benchmarks/fast.py [--rounds 3] [--nets lenet resnet18]
+    POISE_TEST_DATA=FOLDER python benchmarks/fast.py [--rounds 3] [--nets lenet resnet18] [--share 0.4]
+    POISE_TEST_DATA=FOLDER python benchmarks/fast.py --nets --strength digits --start 100 --images 64
 
 The time is measured as in overhead.py, and the floor is the same: every contender in a thread of its
 own on its own copy of the net, the turn handed on at every forward, also a prepared copy's. The
@@ -62,8 +63,8 @@ def one_round(net, x, contenders):
     return ring.spent
 
 
-def times(name, kinds, rounds):
-    """Print the ratios of one net."""
+def times(name, kinds, rounds, share):
+    """Print the ratios of one net; `share` of the steps are in bf16."""
     torch.manual_seed(0)
     net, x = NETS[name]()
     logits = net.eval()(x).detach()
@@ -76,7 +77,7 @@ def times(name, kinds, rounds):
             nets = prepare(net, x, logits, low=precision == "bf16")
             notes[f"{kind} {precision}"] = f"  prepared in {time.perf_counter() - began:.2f} s {nets.notes}"
             contenders[f"{kind} {precision}"] = Ready(
-                Fast(attack=attack, precision=precision), {x.shape: nets}
+                Fast(attack=attack, precision=precision, share=share), {x.shape: nets}
             )
     one_round(net, x, contenders)  # warm
     runs = [one_round(net, x, contenders) for _ in range(rounds)]
@@ -93,9 +94,13 @@ def cost(runs, path):
     return sum(min(turn) for turn in zip(*(run[path] for run in runs), strict=True))
 
 
-def strength(name, kinds, images, eps):
+def strength(name, kinds, images, start, share):
     """Print labels kept and mean confidence of every path, judged by the model itself."""
-    model, x, _ = zoo.load(name, images=images, start=600)
+    eps = STRENGTH[name]
+    model, x, _ = zoo.load(name, images=images, start=start)
+    if not len(x):
+        print(f"{name}: left out, it has no test images from {start} on")
+        return
     clean, label = judge(model, x)
     print(f"{name}: eps {eps:.4f}, {len(x)} images, clean confidence {clean.mean():.4f}")
     for kind in kinds:
@@ -103,7 +108,8 @@ def strength(name, kinds, images, eps):
         eager, top = judge(model, attack(model, x))
         print(f"  {kind:11s} eager    kept {(top == label).double().mean():.3f}  {eager.mean():.4f}")
         for precision in PATHS:
-            reached, top = judge(model, Fast(attack=attack, precision=precision)(model, x))
+            fast = Fast(attack=attack, precision=precision, share=share)
+            reached, top = judge(model, fast(model, x))
             off = reached - eager
             error = 1.96 * off.std() / len(x) ** 0.5
             print(
@@ -130,15 +136,17 @@ def main():
     parser.add_argument("--strength", nargs="*", choices=STRENGTH, default=list(STRENGTH))
     parser.add_argument("--attacks", nargs="+", default=list(ATTACKS))
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--start", type=int, default=600, help="skip so many of each net's test images")
+    parser.add_argument("--share", type=float, default=Fast.share, help="of the steps, in bf16")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
     print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {' '.join(sys.argv)}")
     print(f"cpu: {torch.backends.cpu.get_cpu_capability()}, 1 thread")
     for name in options.nets:
-        times(name, options.attacks, options.rounds)
+        times(name, options.attacks, options.rounds, options.share)
     for name in options.strength:
-        strength(name, options.attacks, options.images, STRENGTH[name])
+        strength(name, options.attacks, options.images, options.start, options.share)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main():
         found, floor = ratios(rounds)
         halves = ratios(rounds[::2])[0], ratios(rounds[1::2])[0]
         print(f"{name}, batch {len(x)}: AT-10 {floor / STEPS:.3f} s a step, {options.rounds} rounds")
-        print(f"  {'':20s} forwards a step   / AT-10   range")
+        print(f"  {'':20s}    calls a step   / AT-10   range")
         for contender in CONTENDERS:
             low, high = sorted(half[contender] for half in halves)
             forwards = (len(rounds[0][contender]) - 1) / STEPS
