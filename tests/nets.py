@@ -14,6 +14,11 @@ def images(n, seed=0, *, shape=SHAPE, dtype=torch.float32):
     return (1.2 * numbers - 0.1).clamp(0, 1).to(dtype)
 
 
+def shuffled(data, seed):
+    """The batches of an image set in an order that the seed decides."""
+    return data.batches(torch.randperm(len(data), generator=torch.Generator().manual_seed(seed)))
+
+
 @cache
 def conv_net(seed=0, *, classes=5, scale=10.0, shape=SHAPE, dtype=torch.float32):
     """A random net in evaluation mode, with BatchNorm and Dropout; `scale` sharpens its logits.

@@ -1,6 +1,7 @@
 """Adversarial sets: the law of the rounding, what is written and read again, and what is refused."""
 
 import json
+import re
 import shutil
 import warnings
 
@@ -443,6 +444,27 @@ def test_a_torn_file_is_refused(keep, written):
         with pytest.raises(InputError, match=r"damaged|changed"):
             load(_set_of(file))
         file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value"),
+    [(6, 8, b"\x01\x00"), (8, 10, b"\x63\x00")],  # places in the zip format's two headers
+    ids=["encrypted", "of an unknown compression"],
+)
+def test_a_zip_member_that_cannot_be_unpacked_is_refused(local, central, value, written):
+    content = bytearray((written / "set.npz").read_bytes())
+    for mark, place in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        for found in re.finditer(re.escape(mark), bytes(content)):
+            content[found.start() + place : found.start() + place + 2] = value
+    (written / "set.npz").write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load(written / "set.npz")
+
+
+def test_json_that_is_nested_without_end_is_refused(written):
+    (written / "set" / "set.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        load(written / "set")
 
 
 def _set_of(file):

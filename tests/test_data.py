@@ -127,11 +127,6 @@ def toy(*sizes, side=2):
     )
 
 
-def epoch(images, seed=0, number=0):
-    """The labels and first pixels of a shuffled epoch, in order."""
-    return torch.cat([torch.stack([x[:, 0, 0, 0], y.float()], 1) for x, y in images.shuffled(seed, number)])
-
-
 # every data set
 
 
@@ -418,23 +413,9 @@ def test_subset_is_a_fair_draw_within_a_class(seed):
     assert abs(places.mean() - 499.5) < 6 * 9.2
 
 
-def test_shuffled_is_a_permutation_that_seed_and_epoch_decide():
-    images = toy(100, 100)
-    first = epoch(images, seed=0, number=0)
-    assert Counter(map(tuple, first.tolist())) == Counter(
-        zip((images.pixels[:, 0, 0, 0] / 255).tolist(), images.y.tolist(), strict=True)
-    )
-    assert torch.equal(first, epoch(images, seed=0, number=0))
-    # 200! orders: equal ones by chance do not happen
-    orders = [first, epoch(images, 0, 1), epoch(images, 1, 0), epoch(images, 1, 1)]
-    orders.append(torch.cat([torch.stack([x[:, 0, 0, 0], y.float()], 1) for x, y in images]))
-    for i, order in enumerate(orders):
-        assert not any(torch.equal(order, other) for other in orders[:i])
-
-
-def test_shuffling_leaves_the_global_random_state_alone():
+def test_drawing_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
-    epoch(toy(20, 20).subset(10, seed=1))
+    toy(20, 20).subset(10, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 

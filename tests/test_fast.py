@@ -1,6 +1,7 @@
 """Fast paths: another way to the same attack, with the model itself as the judge. Nothing here is timed."""
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
@@ -262,6 +263,59 @@ def test_prepared_anew_for_another_model_with_the_same_weights():
             ready(swapped, x)
             swapped[2] = nn.ReLU()
             assert torch.equal(ready(swapped, x), accelerated(attack)(kinked, x))
+
+
+class Own(nn.Module):
+    """A net that a copy of cannot be made, or cannot be run."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.net, self.how = copy.deepcopy(conv_net(0)), how
+        self.scale = nn.Parameter(torch.ones(())) * 2 if how == "a tensor with a graph" else 2
+        self.lock = threading.Lock() if how == "a lock" else None
+        self.known = {id(self.net): 1}
+
+    def forward(self, x):
+        if self.how == "a table of its modules":
+            return self.known[id(self.net)] * self.net(x)
+        assert self.how != "a claim about itself" or id(self.net) in self.known
+        return self.scale * self.net(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("a tensor with a graph", "RuntimeError"),
+        ("a lock", "TypeError"),
+        ("a table of its modules", "KeyError"),
+        ("a claim about itself", "AssertionError"),
+    ],
+)
+def test_what_cannot_be_copied_is_used_as_it_is(how, error):
+    net, x = Own(how), images(4)
+    ready = prepared(net, x, low=True)
+    assert ready.full is net and ready.low is None
+    assert [note.split(":")[:2] for note in ready.notes] == [["copied", f" {error}"]]
+
+
+def test_a_copy_that_fails_in_bfloat16_alone_is_used_in_float32():
+    class Wide(nn.Module):
+        def forward(self, x):
+            if x.dtype == torch.bfloat16:
+                raise ValueError("no half precision")
+            return x
+
+    net, x = nn.Sequential(Wide(), copy.deepcopy(conv_net(0))), images(4)
+    ready = prepared(net, x, low=True)
+    assert ready.full is not net and ready.low is None
+    assert "bf16: ValueError: no half precision" in ready.notes
+
+
+def test_convolutions_that_are_not_packed_are_in_the_faster_layout():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten())
+    ready = prepared(net, images(4))
+    assert ready.full.net[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert net[0].weight.is_contiguous()
 
 
 def test_what_cannot_be_prepared_is_used_as_it_is():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import Counting, Linear, conv_net, images, predictions
+from nets import Counting, Linear, conv_net, images, predictions, shuffled
 from poise import InputError, data, models
 from poise.attacks.carlini import cw
 from poise.attacks.deepfool import deepfool
@@ -50,7 +50,7 @@ def digits_net(seed):
         net = models.lenet(shape=train.shape)
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
         for epoch in range(5):
-            for x, y in train.shuffled(seed, epoch):
+            for x, y in shuffled(train, seed * 1_000_003 + epoch):
                 optimizer.zero_grad()
                 F.cross_entropy(net(x), y).backward()
                 optimizer.step()

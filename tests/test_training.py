@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import poise
+from nets import shuffled
 from poise import InputError, data, defenses, models, store
 from poise.defenses import DEFENSES, AdversarialTraining
 from poise.training import TrainJob, loop, train
@@ -186,7 +187,7 @@ def test_training_is_sgd_with_nesterov_momentum_along_a_cosine(images, tmp_path)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = CosineAnnealingLR(optimizer, T_max=12)
     for epoch in range(3):
-        for x, y in images.batched(64).shuffled(settings.seed, epoch):
+        for x, y in shuffled(images.batched(64), settings.seed * 1_000_003 + epoch):
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
             optimizer.step()

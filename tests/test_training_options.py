@@ -229,6 +229,23 @@ def test_every_step_has_moves_of_its_own_apart_from_the_attacks_draws():
     assert drawn(3, images=True) not in (drawn(4, images=True), drawn(3))
 
 
+def test_every_seed_and_epoch_has_all_images_in_an_order_of_its_own(images, tmp_path):
+    epochs = []
+    for run, seed in enumerate((1, 1, 2)):
+        spy = Spy()
+        train(job(seed=seed, epochs=2), images, spy, tmp_path / str(run))
+        first, second = torch.cat(spy.seen).flatten(1).tensor_split(2)
+        epochs += [first, second]
+    held = torch.cat([x for x, _ in images]).flatten(1)
+    for order in (*epochs, held):
+        assert sorted(order.tolist()) == sorted(held.tolist())
+    assert torch.equal(epochs[0], epochs[2]) and torch.equal(epochs[1], epochs[3])
+    # 256! orders: equal ones by chance do not happen
+    orders = [held, *epochs[2:]]
+    for i, order in enumerate(orders):
+        assert not any(torch.equal(order, other) for other in orders[:i])
+
+
 def test_crops_are_the_same_in_parts_and_different_in_every_epoch(images, tmp_path):
     whole, again, parts = Spy(), Spy(), Spy()
     flat = images.subset(128)

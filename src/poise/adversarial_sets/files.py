@@ -35,7 +35,9 @@ DAMAGE = (  # what the readers of JSON, PNG and zip files raise where these are 
     ArithmeticError,
     EOFError,
     SyntaxError,
-    RuntimeError,  # RecursionError and NotImplementedError too
+    RuntimeError,  # a zip member is encrypted
+    RecursionError,  # JSON is nested too deep
+    NotImplementedError,  # a zip member is compressed in a way that zipfile does not know
     MemoryError,
     struct.error,
     zlib.error,

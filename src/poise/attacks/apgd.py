@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, judged, wide
-from poise.attacks.descent import pulse
+from poise.attacks.common import accepted, check_finite, judged
+from poise.attacks.descent import chosen, pulse, seen
 from poise.attacks.worst_case import Restarts
-from poise.checks import check_count, check_logits, check_number
+from poise.checks import check_count, check_number
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import NegativeCrossEntropy, Objective, rival
-from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
+from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
 from poise.threat import Ball, ball
 
 ALPHA = 0.75  # the new step's share, against the momentum's (eq. 1 of the source)
@@ -100,7 +100,8 @@ class Apgd:
             if self.random_start:
                 clean = judged(model, center, y)
                 y, start = clean.argmax(dim=1) if y is None else y, self.ball.sample(center, draw)
-            return self._walk(model, center, self._point(model, start, y, check=True), draw)
+            at = seen(model, self.objective, start, y, grad=True, check=True)
+            return self._walk(model, center, at, draw)
 
     def _walk(self, model: Model, center: Images, at: Point, draw: Draw) -> Images:
         goal, marks = self.goal or self.objective, checkpoints(self.steps)
@@ -110,7 +111,7 @@ class Apgd:
         beat = pulse(at)
         for t in range(1, self.steps + 1):
             moved = self._moved(center, at, before, size, draw.at(t))
-            new = self._point(model, moved, at.y, grad=t < self.steps)
+            new = seen(model, self.objective, moved, at.y, grad=t < self.steps)
             improved = improved + (new.loss < at.loss)
             before, at = at.x, new
             beat, reached = beat + pulse(new), goal(new.logits, new.y)
@@ -121,11 +122,11 @@ class Apgd:
             )
             if t == self.steps:
                 break
-            best = _choose(new.loss < best.loss, new, best)
+            best = chosen(new.loss < best.loss, new, best)
             # The source's Algorithm 1 replaces the point after this one, whose forward is then wasted.
             if t in marks:
                 halved = (improved < RHO * (t - mark)) | (~halved & (best.loss == level))  # conditions 1, 2
-                size, at = torch.where(halved, size / 2, size), _choose(halved, best, at)
+                size, at = torch.where(halved, size / 2, size), chosen(halved, best, at)
                 mark, level, improved = t, best.loss, torch.zeros_like(size)
         check_finite(torch.isfinite(beat))
         return found
@@ -140,22 +141,6 @@ class Apgd:
         if before is None:
             return aim
         return self.ball.project(at.x + ALPHA * (aim - at.x) + (1 - ALPHA) * (at.x - before), center, draw)
-
-    def _point(
-        self, model: Model, x: Images, y: Labels | None, *, grad: bool = True, check: bool = False
-    ) -> Point:
-        with torch.set_grad_enabled(grad):
-            x = x.clone().requires_grad_(grad)
-            logits = model(x)
-            if check:
-                check_logits(logits, len(x), y)
-            logits = wide(logits)
-            y = logits.argmax(dim=1) if y is None else y
-            loss = self.objective(logits, y)
-            if grad:
-                check_differentiable(loss)
-            gradient = torch.autograd.grad(loss, x, torch.ones_like(loss))[0] if grad else None
-        return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
 
 
 def checkpoints(steps: int) -> frozenset[int]:
@@ -173,18 +158,6 @@ def checkpoints(steps: int) -> frozenset[int]:
         marks.add(-(-p * steps // 100))
         last, p = p, p + max(p - last - 3, 6)
     return frozenset(mark for mark in marks if mark < steps)
-
-
-def _choose(mask: Mask, new: Point, old: Point) -> Point:
-    """The new point where the mask says so, image by image."""
-    assert new.grad is not None and old.grad is not None
-    return Point(
-        torch.where(per_image(mask), new.x, old.x),
-        old.y,
-        torch.where(mask[:, None], new.logits, old.logits),
-        torch.where(mask, new.loss, old.loss),
-        torch.where(per_image(mask), new.grad, old.grad),
-    )
 
 
 def apgd_ce(

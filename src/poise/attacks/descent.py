@@ -151,7 +151,7 @@ class Descent:
             moved = self.ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
-            at = new if self.rule == Always() else _choose(kept, new, at)  # no copies without need
+            at = new if self.rule == Always() else chosen(kept, new, at)  # no copies without need
             beat = beat + pulse(new)
             yield at
         check_finite(torch.isfinite(beat))
@@ -159,18 +159,35 @@ class Descent:
     def _point(
         self, model: Model, x: Images, y: Labels | None, *, grad: bool, check: bool = False
     ) -> Point:
-        with differentiable(model), torch.set_grad_enabled(grad):
-            x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(grad)
-            logits = model(x)
-            if check:
-                check_logits(logits, len(x), y)
-            logits = wide(logits)
-            y = logits.argmax(dim=1) if y is None else y
-            loss = self.objective(logits, y)
-            if grad:
-                check_differentiable(loss)
-            gradient = torch.autograd.grad(loss, x, torch.ones_like(loss))[0] if grad else None
-        return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
+        with differentiable(model):  # pass by pass: between two of them the path may be left for good
+            return seen(model, self.objective, x, y, grad=grad, check=check)
+
+
+def seen(
+    model: Model, objective: Objective, x: Images, y: Labels | None, *, grad: bool, check: bool = False
+) -> Point:
+    """The point x, by one forward and, with `grad`, one backward; call it inside `differentiable`.
+
+    Args:
+        model: images in [0, 1] -> logits.
+        objective: (logits (n, k), labels (n,)) -> (n,).
+        x: images (n, c, h, w).
+        y: labels (n,); None takes the model's prediction.
+        grad: whether the objective's gradient is wanted.
+        check: refuse logits that cannot be what they should be; it waits for the device.
+    """
+    with torch.set_grad_enabled(grad):
+        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(grad)
+        logits = model(x)
+        if check:
+            check_logits(logits, len(x), y)
+        logits = wide(logits)
+        y = logits.argmax(dim=1) if y is None else y
+        loss = objective(logits, y)
+        if grad:
+            check_differentiable(loss)
+        gradient = torch.autograd.grad(loss, x, torch.ones_like(loss))[0] if grad else None
+    return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
 
 
 def pulse(point: Point) -> PerSample:
@@ -185,7 +202,7 @@ def pulse(point: Point) -> PerSample:
     return point.loss + point.grad.sum(dim=(1, 2, 3), dtype=dtype)
 
 
-def _choose(mask: Mask, new: Point, old: Point) -> Point:
+def chosen(mask: Mask, new: Point, old: Point) -> Point:
     """The new point where the mask says so, image by image."""
     whole = per_image(mask).to(new.x.dtype)  # lerp is exact at 0 and 1, and twice as fast as where
     return Point(

@@ -8,7 +8,7 @@ starts come from a generator of the attack's own, which begins at `seed` and mov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter, Signature, signature
 from typing import Any
@@ -85,40 +85,41 @@ class Bound:
         return run(self.attack, self.model, images, labels, generator=self.generator)
 
 
-def __getattr__(name: str) -> Callable[..., Bound]:
-    if name in NAMES:
-        return _maker(name)
-    raise missing(__name__, name, NAMES)
+class Maker:
+    """What stands for torchattacks' class of that name: called with its arguments, it gives the attack."""
 
+    def __init__(self, name: str) -> None:
+        self.ours = NAMES[name]
+        self.__name__ = self.__qualname__ = name
+        self.__doc__ = f"`poise.attacks.{self.ours}` in torchattacks' call shape."
+        self.__signature__ = _signature(self.ours)
 
-def __dir__() -> list[str]:
-    return sorted(NAMES)
-
-
-def _maker(name: str) -> Callable[..., Bound]:
-    """What stands for torchattacks' class of that name."""
-    ours, shape = NAMES[name], _signature(NAMES[name])
-
-    def make(*args: Any, **options: Any) -> Bound:
+    def __call__(self, *args: Any, **options: Any) -> Bound:
         try:
-            given = shape.bind(*args, **options)
+            given = self.__signature__.bind(*args, **options)
         except TypeError as error:
-            raise InputError(f"{name}: {error}; it takes {', '.join(shape.parameters)}") from error
+            known = ", ".join(self.__signature__.parameters)
+            raise InputError(f"{self.__name__}: {error}; it takes {known}") from error
         given.apply_defaults()
         values = dict(given.arguments)
         model, seed = values.pop("model"), values.pop("seed")
         for option in ONLY.keys() & values.keys():
             if values.pop(option) != ONLY[option]:
                 raise InputError(
-                    f"{name} knows {option}={ONLY[option]!r} only, got {options.get(option)!r}"
+                    f"{self.__name__} knows {option}={ONLY[option]!r} only, got {options.get(option)!r}"
                 )
-        attack = made(ours, {OURS.get(option, option): value for option, value in values.items()})
+        attack = made(self.ours, {OURS.get(option, option): value for option, value in values.items()})
         return Bound(model, attack, torch.Generator().manual_seed(seed))
 
-    make.__name__ = make.__qualname__ = name
-    make.__doc__ = f"`poise.attacks.{ours}` in torchattacks' call shape."
-    make.__signature__ = shape  # type: ignore[attr-defined]
-    return make
+
+def __getattr__(name: str) -> Maker:
+    if name in NAMES:
+        return Maker(name)
+    raise missing(__name__, name, NAMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(NAMES)
 
 
 def _signature(ours: str) -> Signature:

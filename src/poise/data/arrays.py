@@ -67,11 +67,6 @@ class ImageSet:
                 block = block.to(self.device, non_blocking=True)  # as integers, a quarter of the bytes
             yield block.float().div_(self.scale), self.y[chosen]
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Images, Labels]]:
-        """Batches in an order that the seed and the epoch alone decide."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return self.batches(torch.randperm(len(self), generator=generator))
-
     def batched(self, batch_size: int) -> ImageSet:
         """The same images in batches of that size."""
         check_count("batch_size", batch_size, 1)

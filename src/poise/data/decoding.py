@@ -26,14 +26,8 @@ def opened(file: BinaryIO | Path, name: str) -> Image.Image:
     Raises:
         InputError: the file is no image, or one of more than 89 megapixels.
     """
-    try:
+    with _reading(name):
         image = Image.open(file)
-    except Image.DecompressionBombError as error:
-        raise too_large(name, "more than 178 million") from error
-    except Image.DecompressionBombWarning as error:  # where warnings are errors
-        raise too_large(name, "more than 89 million") from error
-    except Exception as error:  # Pillow's readers raise whatever their parsing meets
-        raise unreadable(name, error) from error
     width, height = image.size
     if width * height > LARGEST:
         image.close()
@@ -64,18 +58,15 @@ def decoded(image: Image.Image, name: str, channels: Channels) -> Image.Image:
     Raises:
         InputError: a damaged file, or values without a known range.
     """
-    try:
+    with _reading(name):
         image.load()
-        if image.mode.startswith(("I", "F")):
-            image = _high_byte(image, name)
-        elif image.has_transparency_data:
+    if image.mode.startswith(("I", "F")):
+        image = _high_byte(image, name)
+    with _reading(name):
+        if image.has_transparency_data:
             seen = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), seen).convert("RGB")
         return image.convert("L" if channels == "grey" else "RGB")
-    except InputError:
-        raise
-    except Exception as error:  # as above
-        raise unreadable(name, error) from error
 
 
 def prepared(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:
@@ -122,6 +113,19 @@ def too_large(name: str, pixels: str) -> InputError:
         "such files "
         "out with skip_damaged=True (--read.skip-damaged)"
     )
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Around calls of Pillow alone: what it cannot read is refused by the file's name."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise too_large(name, "more than 178 million") from error
+    except Image.DecompressionBombWarning as error:  # where warnings are errors
+        raise too_large(name, "more than 89 million") from error
+    except Exception as error:  # of a damaged header its parsers let struct.error, KeyError ... through
+        raise unreadable(name, error) from error
 
 
 def _start(length: int, side: int) -> int:

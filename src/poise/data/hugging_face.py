@@ -102,7 +102,7 @@ def _load(datasets: Any, path: str, config: str | None, split: Split, download: 
     try:
         here = datasets.DownloadConfig(local_files_only=not download)
         parts = datasets.load_dataset(path, config, download_config=here)
-    except Exception as error:  # the hub's client has many
+    except Exception as error:  # the hub's client and the tables' parsers have errors of no common base
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"the Hugging Face data set {path!r} cannot be had ({reason}): look at its name, "

@@ -144,5 +144,6 @@ def ccat(
     >>> ccat().attack.steps
     40
     """
+    check_count("steps", steps, 1)
     attack = LargestWrong(ball=Linf(eps), step=step, steps=steps, momentum=momentum, shrink=shrink)
     return ConfidenceCalibrated(attack, rho)

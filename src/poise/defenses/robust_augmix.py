@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import check_number
+from poise.checks import check_count, check_number
 from poise.defenses.augmix import AugMix
 from poise.defenses.common import jsd, source, together
 from poise.shapes import Images, Labels, Model, Scalar
@@ -55,5 +55,6 @@ def robust_augmix(
     >>> robust_augmix(augment=True).augment
     AugMix(severity=3.0, width=3, depth=3)
     """
+    check_count("steps", steps, 1)
     attack = attacks.pgd(eps=eps, step=step, steps=steps, random_start=True)
     return RobustAugMix(attack, weight, AugMix() if augment else None)

@@ -99,4 +99,5 @@ def trades(*, eps: float = 8 / 255, step: float = 5 / 255, steps: int = 10, beta
     >>> trades(eps=0.1, step=0.01)
     Trades(beta=6.0, ball=Linf(eps=0.1), step=0.01, steps=10, noise=0.001)
     """
+    check_count("steps", steps, 1)
     return Trades(beta, Linf(eps), step, steps)

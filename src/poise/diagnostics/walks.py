@@ -108,7 +108,7 @@ class Watched(nn.Module):
         """The model's logits."""
         if x.requires_grad and len(x) == self.images:
             x = x.view_as(x)
-            x.register_hook(self._see)  # type: ignore[no-untyped-call]
+            x.register_hook(self._see)
         return self.model(x)
 
     def _see(self, grad: Tensor) -> None:

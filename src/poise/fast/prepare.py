@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from poise.fast.packed import PackedConv2d, packable
@@ -20,6 +21,14 @@ from poise.modes import differentiable
 from poise.shapes import Images, Logits, Model
 
 LOGITS, GRADIENT = 1e-3, 0.1  # what rounding may change, relative to the largest logit and to the gradient
+FAILURES = (  # what a model that cannot be copied, or not be run as a copy, raises
+    AssertionError,
+    AttributeError,
+    LookupError,  # it keeps its own modules or tensors in a table
+    RuntimeError,  # deepcopy of a tensor with a graph; an operator without this dtype or layout
+    TypeError,  # deepcopy of a lock, a file or a session
+    ValueError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +111,7 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
                 if right(Net(net, x.dtype, torch.contiguous_format)):
                     return net
             notes.append(f"{name}: its logits or gradients differ")
-        except Exception as error:  # a copy may fail in any way that a model's own code can
+        except FAILURES as error:
             notes.append(f"{name}: {type(error).__name__}: {error}")
         return None
 
@@ -117,7 +126,7 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
         if low:
             try:
                 half, less = faster(base, x, logits, torch.bfloat16, packs=packs)
-            except Exception as error:
+            except FAILURES as error:
                 notes.append(f"bf16: {type(error).__name__}: {error}")
             else:
                 half = half if less < spent else None
@@ -149,7 +158,7 @@ def faster(
     """The copy in the memory layout in which a step takes less time, and that time in seconds."""
     timed = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        net = copy.deepcopy(base).to(dtype).to(memory_format=layout)  # type: ignore[call-overload]
+        net = convert_conv2d_weight_memory_format(copy.deepcopy(base).to(dtype), layout)
         ready = Net(pack(net, x.to(dtype)) if packs else net, dtype, layout)
         timed.append((min(seconds(ready, x, logits) for _ in range(tries + 1)), ready))
     spent, best = min(timed, key=lambda pair: pair[0])

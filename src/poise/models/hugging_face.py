@@ -1,5 +1,6 @@
 """Image classifiers from the Hugging Face Hub, or from a folder in its layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,17 +62,12 @@ def hugging_face(
     transformers = require("transformers", extra="hf", what=f"hf/{name}")
     check_colours(f"hf/{name}", shape)
     options = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
-    try:
-        processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
-        if pretrained:
-            net = _published(transformers, name, classes, new_head, options)
-        else:
-            config = transformers.AutoConfig.from_pretrained(name, num_labels=classes, **options)
-            net = transformers.AutoModelForImageClassification.from_config(config)
-    except InputError:
-        raise
-    except Exception as error:  # a missing, damaged or unsafe file raises almost anything
-        raise InputError(f"hf/{name} cannot be had: {error}") from error
+    processor = _had(name, transformers.AutoImageProcessor.from_pretrained, name, **options)
+    if pretrained:
+        net = _published(transformers, name, classes, new_head, options)
+    else:
+        config = _had(name, transformers.AutoConfig.from_pretrained, name, num_labels=classes, **options)
+        net = _had(name, transformers.AutoModelForImageClassification.from_config, config)
     about = _settings(processor)
     body = Logits(net.to(torch.float32), bgr=bool(about["do_flip_channel_order"]))
     model = Classifier(Normalize(*normalisation(about)), body, _size(about)).eval()
@@ -103,25 +99,33 @@ def normalisation(about: dict[str, Any]) -> tuple[list[float], list[float]]:
     )
 
 
+def _had(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What one call of transformers gives."""
+    try:
+        return load(*args, **options)
+    except Exception as error:  # its client, JSON, safetensors and configurations' own checks share no base
+        raise InputError(f"hf/{name} cannot be had: {error}") from error
+
+
 def _published(
     transformers: ModuleType, name: str, classes: int, new_head: bool, options: dict[str, Any]
 ) -> nn.Module:
     """The network with its own weights, refused where some are missing or are for other classes."""
-    config = transformers.AutoConfig.from_pretrained(name, **options)
+    config = _had(name, transformers.AutoConfig.from_pretrained, name, **options)
     if config.num_labels != classes and not new_head:
         raise InputError(f"hf/{name} is for {config.num_labels} classes, not for {classes}")
     if config.num_labels != classes:
         options = {**options, "num_labels": classes, "ignore_mismatched_sizes": True}
-    net, found = transformers.AutoModelForImageClassification.from_pretrained(
-        name, output_loading_info=True, **options
-    )
+    load = transformers.AutoModelForImageClassification.from_pretrained
+    net: nn.Module
+    net, found = _had(name, load, name, output_loading_info=True, **options)
     name_of_head, layer = head(net)
     free = {f"{name_of_head}.{key}" for key in layer.state_dict()} if new_head else set()
     misshapen = (key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])
     absent = sorted({*found["missing_keys"], *misshapen} - free)
     if absent:
         raise InputError(f"hf/{name} is no trained classifier, it has no weights for {', '.join(absent)}")
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 def _settings(processor: Any) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def onnx(
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
     try:
         session = runtime.InferenceSession(name, options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no class
+    except Exception as error:  # onnxruntime's (Fail, InvalidGraph ...) share no other base
         raise InputError(f"{name!r} is no ONNX file that onnxruntime reads: {error}") from error
     _check_input(name, session.get_inputs(), shape)
     model = OnnxModel(name, session).eval()

@@ -41,7 +41,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler raise almost anything
+    except Exception as error:  # SafetensorError and UnpicklingError have no other base
         raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
     state = _state_dict(content)
     if state is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def scaled(value: T, factor: float) -> T:
     True
     """
     if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(scaled(part, factor) for part in value)  # type: ignore[return-value]
+        return cast(T, tuple(scaled(part, factor) for part in value))
     if not is_dataclass(value) or isinstance(value, type):
         return value
     changes: dict[str, Any] = {}

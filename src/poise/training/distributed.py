@@ -173,7 +173,8 @@ def together(fabric: Fabric, work: Callable[[], T]) -> T:
             said = (work(), None)
         except InputError as error:
             said = (None, str(error))
+    result: T
     result, refusal = fabric.broadcast(said)
     if refusal is not None:
         raise InputError(refusal)
-    return result  # type: ignore[no-any-return]
+    return result

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from poise import models
 from poise.data import ImageSet
@@ -79,7 +80,7 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     net = fabric.to_device(net)
     data = data.on(fabric.device)
     if job.channels_last:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        convert_conv2d_weight_memory_format(net, torch.channels_last)
     shadow = copy.deepcopy(net).requires_grad_(False) if job.ema else None
     if job.compile:
         net.compile()
@@ -117,6 +118,7 @@ def _image_batches(job: TrainJob, data: ImageSet, fabric: Fabric) -> Batch:
 
 def _feature_batches(found: Tensor, y: Labels, fabric: Fabric) -> Batch:
     def batch(chosen: Tensor, part: slice, step: int) -> tuple[Tensor, Labels]:
-        return fabric.to_device((found[chosen[part]], y[chosen[part]]))  # type: ignore[no-any-return]
+        x, labels = fabric.to_device((found[chosen[part]], y[chosen[part]]))
+        return x, labels
 
     return batch
