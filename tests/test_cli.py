@@ -76,6 +76,55 @@ def test_evaluate_resumes_extends_and_reports(trained, tmp_path, capsys):
     assert json.loads((out / "job.json").read_text())["job"]["images"] == 50
 
 
+PLANNED = ["--data", "digits", "--images", "50", "--steps", "3", "--attacks", "pgd", "confsmooth"]
+
+
+def test_the_plan_is_printed_before_the_attacks(trained, tmp_path, capsys):
+    main(["evaluate", "--model", str(trained), *PLANNED, "--out", str(tmp_path), "--max-hours", "1"])
+    printed = capsys.readouterr().out
+    first, *rest = printed.splitlines()
+    assert first == "50 images x pgd, confsmooth: each is timed on a few images first"
+    assert rest[0].startswith("pgd: about") and "6 forwards and 3 backwards an image" in rest[0]
+    assert rest[1].startswith("confsmooth: about") and rest[2].startswith("50 images x 2 attacks: about")
+
+
+def test_what_would_take_too_long_is_refused_where_nobody_can_be_asked(trained, tmp_path, capsys):
+    flags = ("evaluate", "--model", trained, *PLANNED, "--out", tmp_path / "out")
+    main([str(flag) for flag in flags if flag != "confsmooth"])
+    capsys.readouterr()
+    error = refused(capsys, *flags, "--max-hours", 0)
+    assert error.startswith("poise: 50 images x 1 attack would take about") and error.count("\n") == 1
+    assert "--max-hours is 0: take fewer --images" in error
+    assert [part.name for part in read(tmp_path / "out").attacked] == ["pgd"]  # what was done stays done
+    main([str(flag) for flag in (*flags, "--max-hours", 1)])
+    assert [part.name for part in read(tmp_path / "out").attacked] == ["pgd", "confsmooth"]
+
+
+@pytest.mark.parametrize(("answer", "goes_on"), [("y", True), (" Yes ", True), ("", False), ("n", False)])
+def test_on_a_terminal_it_is_asked(answer, goes_on, trained, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("builtins.input", lambda prompt: asked.append(prompt) or answer)
+    flags = ("evaluate", "--model", trained, *PLANNED, "--out", tmp_path / "out", "--max-hours", 0)
+    if goes_on:
+        main([str(flag) for flag in flags])
+    else:
+        assert "--max-hours" in refused(capsys, *flags)
+    assert len(asked) == 1 and asked[0].endswith("go on? [y/N] ")
+    assert bool(list((tmp_path / "out").rglob("records.parquet"))) == goes_on
+
+
+def test_no_bar_is_drawn_before_there_is_something_to_show(capsys):
+    from poise.progress import bars
+
+    with bars():
+        assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == ""
+    with bars() as progress:
+        progress("task", 3, 8)
+    assert "3/8" in capsys.readouterr().out
+
+
 def test_recalibrate_then_attack_again_is_one_command(trained, tmp_path):
     out = tmp_path / "out"
     flags = ["--recalibrate", "temperature", "--held-out", "160", "--steps", "3", "--attacks", "confsmooth"]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from queue import SimpleQueue
 
 import torch
 from torch import nn
@@ -14,6 +20,8 @@ from poise.modes import evaluating
 from poise.records import Records
 from poise.shapes import Images, Labels, Model, Probabilities
 
+Devices = Sequence[torch.device | str]
+
 
 def evaluate(
     model: Model,
@@ -23,12 +31,13 @@ def evaluate(
     seed: int = 0,
     examples: int = 8,
     on_batch: Callable[[int], object] = lambda images: None,
+    devices: Devices = (),
 ) -> Records:
     """What the attack does to every image, by forwards that the attack has no part in.
 
     The judge runs in evaluation mode, without autocast, in float32 (float64 for a float64 model),
     at another batch size than the attack's. Every batch is attacked with the same seed, and draws
-    belong to images, so results do not depend on how the data is cut into batches.
+    belong to images, so results do not depend on how the data is cut into batches, nor on devices.
 
     Args:
         model: images in [0, 1] -> logits, on the device that it is to run on.
@@ -37,45 +46,104 @@ def evaluate(
         seed: of the attack's draws.
         examples: how many images to keep in the records.
         on_batch: called with the number of images done in each batch.
+        devices: deal the batches out to these, a thread and a copy of the model each; the attack is
+            then called from several threads, and autocast around this call does not reach them. By
+            default, the model runs where it lies.
 
     Raises:
         InputError: no images, or images, labels, logits or attacked images that cannot be right.
     """
-    device, dtype = _home(model)
+    homes = _homes(model, devices)
     parts: list[Records] = []
-    for x, y in batches:
-        check_images(x)
-        check_labels(y, len(x))
-        x, y = x.to(device, dtype), y.to(device)
-        if len(x) == 0:
-            continue
-        clean = _judge(model, x, y)
+    for part in _attacked(homes, _checked(batches, examples), attack, seed):
+        parts.append(part)
+        on_batch(len(part))
+    if not parts:
+        raise InputError("there are no images to evaluate: the batches are empty")
+    return Records.join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Home:
+    """A model, where it lies, and the precision to judge it in."""
+
+    model: Model
+    device: torch.device
+    dtype: torch.dtype
+
+    def records(self, x: Images, y: Labels, kept: int, attack: Attack, seed: int) -> Records:
+        """What the attack does to one batch; so many images of it are kept."""
+        x, y = x.to(self.device, self.dtype), y.to(self.device)
+        clean = _judge(self.model, x, y)
         generator = torch.Generator().manual_seed(seed)
         labels = y if getattr(attack, "uses_labels", False) else None
-        x_adv = attack(model, x.clone(), labels, generator=generator)  # it may write into its input
+        x_adv = attack(self.model, x.clone(), labels, generator=generator)  # it may write into its input
         check_images(x_adv, "what the attack returned")
         if x_adv.shape != x.shape:
             raise InputError(
                 f"the attack returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}"
             )
-        x_adv = x_adv.detach().to(dtype)
-        spare = max(0, examples - sum(len(part.x) for part in parts))
+        x_adv = x_adv.detach().to(self.dtype)
         part = (
             y,
             clean,
-            _judge(model, x_adv),
+            _judge(self.model, x_adv),
             perturbation.linf(x_adv, x),
             perturbation.l2(x_adv, x),
             perturbation.delta_w(x_adv, x),
             perturbation.ssim(x_adv, x),
-            x[:spare],
-            x_adv[:spare],
+            x[:kept],
+            x_adv[:kept],
         )
-        parts.append(Records(*(t.cpu().clone() for t in part)))  # views would hold the whole batch
-        on_batch(len(x))
-    if not parts:
-        raise InputError("there are no images to evaluate: the batches are empty")
-    return Records.join(parts)
+        return Records(*(t.cpu().clone() for t in part))  # views would hold the whole batch
+
+
+def _checked(
+    batches: Iterable[tuple[Images, Labels]], examples: int
+) -> Iterator[tuple[Images, Labels, int]]:
+    """The batches that hold images, and how many of each to keep so that the first ones are."""
+    for x, y in batches:
+        check_images(x)
+        check_labels(y, len(x))
+        if len(x):
+            yield x, y, max(0, examples)
+            examples -= len(x)
+
+
+def _attacked(
+    homes: Sequence[Home],
+    batches: Iterator[tuple[Images, Labels, int]],
+    attack: Attack,
+    seed: int,
+) -> Iterator[Records]:
+    """The records of each batch, in the order of the batches."""
+    if len(homes) == 1:
+        for x, y, kept in batches:
+            yield homes[0].records(x, y, kept, attack, seed)
+        return
+    free: SimpleQueue[Home] = SimpleQueue()
+    for home in homes:
+        free.put(home)
+
+    def at_home(x: Images, y: Labels, kept: int) -> Records:
+        home = free.get()  # there is one for every thread
+        try:
+            with torch.cuda.device(home.device) if home.device.type == "cuda" else nullcontext():
+                return home.records(x, y, kept, attack, seed)
+        finally:
+            free.put(home)
+
+    ahead: deque[Future[Records]] = deque()
+    pool = ThreadPoolExecutor(len(homes), thread_name_prefix="evaluate")
+    try:
+        for x, y, kept in batches:  # copied: whoever gives them may fill the same memory again
+            ahead.append(pool.submit(at_home, x.clone(), y.clone(), kept))
+            if len(ahead) > len(homes):  # one a device, and one that waits
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _judge(model: Model, x: Images, y: Labels | None = None) -> Probabilities:
@@ -87,12 +155,21 @@ def _judge(model: Model, x: Images, y: Labels | None = None) -> Probabilities:
     return logits.to(x.dtype).softmax(dim=1)
 
 
-def _home(model: Model) -> tuple[torch.device, torch.dtype]:
-    """Where the model's first parameter lies, and the precision to judge it in."""
+def _homes(model: Model, devices: Devices) -> list[Home]:
+    """The model on each device; it is itself on the first that it lies on, the others are copies."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     first = next(parameters, torch.empty(0))
     if first.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"the model's weights are {first.dtype}, and attacks are judged in float32: give model.float()"
         )
-    return first.device, torch.float64 if first.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+    homes, own = list[Home](), model
+    for name in devices:
+        device = torch.empty(0, device=name).device  # with the number of a GPU
+        if isinstance(model, nn.Module) and (len(homes) or device != first.device):
+            own = copy.deepcopy(model).to(device)
+        elif len(homes):
+            raise InputError("several devices need a model that is an nn.Module, to copy it: name one")
+        homes.append(Home(own, device, dtype))
+    return homes or [Home(model, first.device, dtype)]

@@ -21,7 +21,7 @@ def silent(task: str, done: int, of: int, note: str = "") -> None:
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Progress bars on the terminal, one a task, with the time left."""
+    """Progress bars on the terminal, one a task, with the time left; none before the first task."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -42,11 +42,17 @@ def bars() -> Iterator[Progress]:
         TextColumn("{task.fields[note]}", table_column=Column()),  # the one that wraps if it must
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns) as progress:
+    progress = Progress(*columns)
 
-        def update(task: str, done: int, of: int, note: str = "") -> None:
-            if task not in tasks:
-                tasks[task] = progress.add_task(task, total=of, note=note)
-            progress.update(tasks[task], completed=done, total=of, note=note)
+    def update(task: str, done: int, of: int, note: str = "") -> None:
+        if not tasks:
+            progress.start()  # not before: a question may be asked first, and bars draw over it
+        if task not in tasks:
+            tasks[task] = progress.add_task(task, total=of, note=note)
+        progress.update(tasks[task], completed=done, total=of, note=note)
 
+    try:
         yield update
+    finally:
+        if tasks:
+            progress.stop()

@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from io import BytesIO
@@ -90,6 +92,32 @@ def read_job(folder: Path) -> dict[str, Any]:
 def note(folder: Path, **facts: Any) -> None:
     """Add facts to a run's job.json, beside its configuration."""
     write_json(folder / "job.json", {**read_job(folder), **facts})
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the system says while files of a run are written into a message with a way out.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written any more.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"a file in {str(folder)!r} could not be written ({error.strerror}): make room, and the same "
+            "command goes on from what is there"
+        ) from error
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Refuse a disk on which so many bytes do not fit: before the work, not after it."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise InputError(
+            f"{str(folder)!r} has {free / 1e6:.1f} MB free and the results may need {size / 1e6:.1f} MB: "
+            "make room, or name an --out on another disk"
+        )
 
 
 def circumstances() -> dict[str, Any]:

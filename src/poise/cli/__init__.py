@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from poise.checks import InputError
 from poise.cli.compare import compare
 from poise.cli.evaluate import evaluate
+from poise.cli.reproduce import reproduce
 from poise.cli.show import show
 from poise.cli.train import train
 from poise.progress import bars
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "train": train,
     "compare": compare,
+    "reproduce": reproduce,
     "report": report,
     "list": list_,
     "download": download,

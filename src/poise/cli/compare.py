@@ -7,7 +7,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from poise.checks import InputError, check_count
+from poise.checks import InputError
 from poise.cli.show import show_table
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
@@ -52,13 +52,12 @@ def compare(
     from poise import data as sets
     from poise import store
     from poise.recipes import comparison
+    from poise.recipes.audit import set_aside
 
     if not runs:
         raise InputError("name at least one run folder: poise compare RUN...")
     source = sets.load(data, split=split, seed=seed, root=root, preparation=read)
-    held_out = min(500, len(source) // 3) if held_out is None else held_out
-    check_count("held_out", held_out, 1, len(source) - 1)
-    held, source = source.divide(held_out, seed=seed)
+    held, source = set_aside(source, held_out, seed=seed)
     source = source.subset(images, seed=seed)
     with bars() as progress:
         frame = comparison.compare(
@@ -72,7 +71,8 @@ def compare(
             seed=seed,
             progress=progress,
         )
-    store.write_text(out / "comparison.md", comparison.markdown(frame))
-    store.write_frame(out / "comparison.parquet", frame)
+    with store.writing(out):
+        store.write_text(out / "comparison.md", comparison.markdown(frame))
+        store.write_frame(out / "comparison.parquet", frame)
     show_table(zip(comparison.HEADING, *comparison.cells(frame), strict=True))
     print(f"table: {out / 'comparison.md'}")

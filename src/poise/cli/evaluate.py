@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from poise.checks import check_count
+from poise.checks import InputError, check_number
 from poise.cli.show import show
 from poise.naming import known_name
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
+
+if TYPE_CHECKING:
+    from poise.recipes.estimate import Estimate
 
 
 def evaluate(
@@ -30,6 +34,7 @@ def evaluate(
     held_out: int | None = None,
     fast: Literal["float32", "bf16"] | None = None,
     batch_size: int = 128,
+    max_hours: float | None = None,
     seed: int = 0,
     threshold: float = 0.5,
     root: Path = Path("data"),
@@ -56,6 +61,7 @@ def evaluate(
         fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
             low precision); every label is checked on the model itself.
         batch_size: Images a batch.
+        max_hours: Ask first if all this is estimated to take longer, and refuse where nobody can answer.
         seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
         root: Folder of downloaded data sets.
@@ -63,8 +69,10 @@ def evaluate(
     """
     from poise import attacks as known
     from poise import data as sets
-    from poise.recipes.audit import audit
+    from poise.recipes.audit import audit, set_aside
 
+    if max_hours is not None:
+        check_number("max_hours", max_hours, 0)
     options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
     names = [known_name([*known.ATTACKS, *known.READINGS], name, "attack") for name in attacks]
     chosen: dict[str, known.Attack] = {name: known.build(name, **options) for name in names}
@@ -72,15 +80,12 @@ def evaluate(
         from poise.fast import accelerated
 
         chosen = {name: accelerated(attack, precision=fast) for name, attack in chosen.items()}
-    source, held = (
-        sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read),
-        None,
-    )
+    source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
+    held = None
     if recalibrate is not None:
-        held_out = min(500, len(source) // 3) if held_out is None else held_out
-        check_count("held_out", held_out, 1, len(source) - 1)
-        held, source = source.divide(held_out, seed=seed)
+        held, source = set_aside(source, held_out, seed=seed)
     source = source.subset(images, seed=seed)
+    print(f"{len(source)} images x {', '.join(names)}: each is timed on a few images first", flush=True)
     with bars() as progress:
         run = audit(
             model,
@@ -92,5 +97,28 @@ def evaluate(
             held_out=held,
             seed=seed,
             progress=progress,
+            on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )
     show([run], out, threshold=threshold)
+
+
+def _agree(estimate: Estimate, *, max_hours: float | None) -> None:
+    """Print the plan; where it is beyond the limit, go on only if a person says so.
+
+    Raises:
+        InputError: the limit is passed, and nobody is there or agrees.
+    """
+    from poise.recipes.estimate import duration, plan, work
+
+    print(plan(estimate), flush=True)
+    if max_hours is None or estimate.hours <= max_hours:
+        return
+    about = duration(3600 * estimate.hours)
+    if sys.stdin.isatty():
+        asked = f"about {about}, and --max-hours is {max_hours:g}; go on? [y/N] "
+        if input(asked).strip().lower() in ("y", "yes"):
+            return
+    raise InputError(
+        f"{work(estimate)} would take about {about} by the first images of each attack, and --max-hours is "
+        f"{max_hours:g}: take fewer --images or --steps, --fast float32, or a larger --max-hours"
+    )

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from poise.checks import check_number
+
 
 def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     """Write the report and print its table."""
@@ -14,8 +16,10 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
 
     from poise.report import html, read, summary, tables
 
-    page = html.report(runs, out, threshold=threshold)
-    frame = summary([read(run) for run in runs], threshold=threshold)
+    check_number("threshold", threshold, 0, 1)
+    audits = [read(run) for run in runs]
+    frame = summary(audits, threshold=threshold)
+    page = html.write(audits, frame, out, threshold=threshold)
     caption = f"referred: right answers with a confidence under {threshold:g}"
     table = Table(*tables.HEADING, box=None, pad_edge=False, caption=caption, caption_justify="left")
     for place, column in enumerate(table.columns):
@@ -24,7 +28,7 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
         table.add_row(*line, style="bold" if line[0] else None)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    for warning in html.warnings(runs):
+    for warning in html.warnings(audits):
         console.print(warning, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {page}", soft_wrap=True)
 

@@ -50,6 +50,11 @@ def ssim(x_adv: Images, x: Images) -> PerSample:
     True
     """
     _delta(x_adv, x)
+    return structural_similarity(x_adv, x)
+
+
+def structural_similarity(x_adv: Images, x: Images) -> PerSample:
+    """SSIM as `ssim` has it, of images that may lie outside [0, 1]; the data range stays 1."""
     side = min(x.shape[2:])
     window = min(7, side - 1 + side % 2)
     a, b = x_adv.double(), x.double()  # variances are small differences of large numbers

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from poise import models, store, training
 from poise.attacks import Attack
-from poise.checks import InputError
+from poise.checks import InputError, check_count
 from poise.data import ImageSet
 from poise.diagnostics import diagnose
 from poise.evaluation import evaluate
@@ -22,10 +21,13 @@ from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
+from poise.recipes.estimate import Estimate, estimate
+from poise.recipes.timed import Timed
 from poise.report import read
-from poise.shapes import Images, Labels, Model
+from poise.training.outcome import finished
 
 PROBE = 16  # images on which every attack is run once more, watched
+EXAMPLES = 8  # images kept for pictures
 
 
 def audit(
@@ -38,11 +40,14 @@ def audit(
     recalibrate: str | None = None,
     held_out: ImageSet | None = None,
     seed: int = 0,
+    probe: int = PROBE,
     progress: Progress = silent,
+    on_estimate: Callable[[Estimate], object] | None = None,
 ) -> Path:
     """Attack the model and leave the records in the run folder `out`, a folder an attack.
 
-    The same call again goes on after the last whole attack; more attacks can join later.
+    The same call again goes on after the last whole attack; more attacks can join later. With several
+    GPUs in sight, all of them work, each with a copy of the model.
 
     Args:
         model: a training run's folder, or the name of a model whose `weights` are given.
@@ -53,15 +58,19 @@ def audit(
         recalibrate: one of RECALIBRATIONS, fitted first on `held_out`; the attacks see the result.
         held_out: images that are not in `data`.
         seed: of the attacks' draws.
+        probe: images on which every attack is run once more, watched, for `poise.diagnostics`; 0 for none.
         progress: told how far each attack is.
+        on_estimate: given the time that the attacks will take, measured first; what it raises stops
+            the audit before the first of them.
 
     Raises:
-        InputError: a model that is not there or does not fit the data, or `out` holds another run.
+        InputError: a model that is not there or does not fit the data, `out` holds another run, or
+            the disk is full.
     """
     folder = Path(out)
     net, facts = _model(model, data, weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net, data = net.to(device), data.on(device)
+    devices = _devices(net)
+    net, data = net.to(devices[0]), data.on(devices[0] if len(devices) == 1 else "cpu")
     if recalibrate is not None:
         net = _recalibrated(net, recalibrate, held_out)
         assert held_out is not None
@@ -77,52 +86,47 @@ def audit(
     }
     store.open_run(folder, job)
     if isinstance(net, Recalibrated):
-        store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
-    fresh = False
+        with store.writing(folder):
+            store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
+    key = store.key_of(job)
     for name, attack in attacks.items():
-        part = store.open_run(
-            folder / name, {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
-        )
-        if (part / "records.parquet").exists():
+        store.open_run(folder / name, {"kind": "attack", "attack": repr(attack), "of": key})
+    left = {
+        name: attack for name, attack in attacks.items() if not (folder / name / "records.parquet").exists()
+    }
+    store.check_room(folder, len(left) * _size(data))
+    if left and on_estimate is not None:
+        on_estimate(estimate(net, data, left, devices=devices, watched=probe, seed=seed))
+    for name, attack in attacks.items():
+        if name in left:
+            _attack(net, data, attack, folder / name, devices=devices, seed=seed, progress=progress)
+        else:
             progress(name, len(data), len(data), "done before")
-            continue
-        _attack(net, data, attack, part, seed=seed, progress=progress)
-        fresh = True
-    if fresh or "findings" not in store.read_job(folder):
-        _diagnose(net, data, attacks, folder)
+    if probe and (left or "findings" not in store.read_job(folder)):
+        _diagnose(net, data, attacks, folder, probe)
     return folder
 
 
-class Timed:
-    """An attack that counts the seconds it takes, judging and loading left out."""
+def set_aside(data: ImageSet, images: int | None = None, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """So many images to fit something on, by default a third and at most 500, and all the others.
 
-    def __init__(self, attack: Attack) -> None:
-        self.attack, self.seconds = attack, 0.0
-
-    @property
-    def uses_labels(self) -> bool:
-        """As the attack."""
-        return self.attack.uses_labels
-
-    def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Images:
-        """As the attack."""
-        began = time.perf_counter()
-        x_adv = self.attack(model, x, y, generator=generator)
-        if x_adv.is_cuda:
-            torch.cuda.synchronize(x_adv.device)
-        self.seconds += time.perf_counter() - began
-        return x_adv
+    Raises:
+        InputError: no image is left on one of the two sides.
+    """
+    images = min(500, len(data) // 3) if images is None else images
+    check_count("held_out", images, 1, len(data) - 1)
+    return data.divide(images, seed=seed)
 
 
 def _attack(
-    net: nn.Module, data: ImageSet, attack: Attack, part: Path, *, seed: int, progress: Progress
+    net: nn.Module,
+    data: ImageSet,
+    attack: Attack,
+    part: Path,
+    *,
+    devices: Sequence[torch.device],
+    seed: int,
+    progress: Progress,
 ) -> None:
     done = 0
 
@@ -132,23 +136,43 @@ def _attack(
         progress(part.name, done, len(data))
 
     progress(part.name, 0, len(data))
-    with attack.ready() if isinstance(attack, Fast) else nullcontext(attack) as ready:
-        timed = Timed(ready)
-        records = evaluate(net, data, timed, seed=seed, on_batch=on_batch)
-        store.note(part, seconds=timed.seconds, notes=list(getattr(ready, "notes", ())))
-    store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
-    store.write_frame(part / "records.parquet", records.frame())
+    with Timed(attack) as timed:
+        records = evaluate(
+            net, data, timed, seed=seed, examples=EXAMPLES, on_batch=on_batch, devices=devices
+        )
+        facts = {"seconds": sum(timed.times), "notes": timed.notes, "devices": len(devices)}
+    with store.writing(part):
+        store.note(part, **facts)
+        store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
+        store.write_frame(part / "records.parquet", records.frame())
 
 
-def _diagnose(net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], folder: Path) -> None:
+def _size(data: ImageSet) -> int:
+    """Bytes that the records of one attack take at most, uncompressed and in float64."""
+    numbers = 9 + 2 * len(data.classes)  # an image: labels, confidences, distances, probabilities
+    return 8 * (len(data) * numbers + 2 * EXAMPLES * prod(data.shape))
+
+
+def _devices(net: nn.Module) -> list[torch.device]:
+    """Every GPU in sight, or the CPU; one alone for a model that runs elsewhere, as ONNX: no copy of it."""
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    several = gpus if next(net.parameters(), None) is not None else gpus[:1]
+    return several or [torch.device("cpu")]
+
+
+def _diagnose(
+    net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], folder: Path, probe: int
+) -> None:
     """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
-    x, y = next(data.batched(PROBE).batches(torch.arange(min(PROBE, len(data)))))
+    device = next(net.parameters(), torch.empty(0)).device
+    x, y = next(data.batched(probe).batches(torch.arange(min(probe, len(data)))))
     records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
     before = store.read_job(folder).get("findings", [])
     others = [f for f in before if f["attack"] and f["attack"] not in attacks]
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
-    found = diagnose(net, plain, x, y, records=records)
-    store.note(folder, findings=others + [asdict(finding) for finding in found])
+    found = diagnose(net, plain, x.to(device), y, records=records)
+    with store.writing(folder):
+        store.note(folder, findings=others + [asdict(finding) for finding in found])
 
 
 def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:
@@ -174,12 +198,11 @@ def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.M
     if Path(model).is_dir():
         if weights is not None:
             raise InputError("--weights goes with a model's name, and --model is a run folder")
-        net, content = training.load(model), store.read_job(Path(model))
+        content, file = finished(model)
         job = content["job"]
         check_fits(model, job, data)
-        file = Path(model) / "model.safetensors"
         facts = {"model": job["model"], "defense": job["defense"], "weights": store.file_hash(file)}
-        return net, facts
+        return training.load(model), facts
     if weights is None and not models.comes_with_weights(model):
         models.load(model, classes=len(data.classes), shape=data.shape)  # its name may be unknown
         raise InputError(

@@ -19,6 +19,7 @@ from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.recipes.audit import check_fits
 from poise.shapes import Images, Labels
+from poise.training.outcome import finished
 
 UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
 
@@ -175,16 +176,15 @@ def compare(
     folder, rows = store.open_run(Path(out), job), []
     for done, run in enumerate(runs):
         progress("compare", done, len(runs), Path(run).name)
-        content = store.read_job(Path(run))
+        content, weights = finished(run)
         facts = content["job"]
-        net = training.load(run)
         check_fits(run, facts, data)
-        weights = store.file_hash(Path(run) / "model.safetensors")
-        file = folder / f"{content['key']}-{weights}.json"
+        file = folder / f"{content['key']}-{store.file_hash(weights)}.json"
         if not file.exists():
-            net = net.to("cuda" if torch.cuda.is_available() else "cpu")
+            net = training.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
             numbers = honest(net, data, validation, eps=eps, steps=steps, mean=mean, seed=seed)
-            store.write_json(file, asdict(numbers))
+            with store.writing(folder):
+                store.write_json(file, asdict(numbers))
         numbers_read = json.loads(file.read_text(encoding="utf-8"))
         after = {f"after_{name}": value for name, value in numbers_read.pop("after").items()}
         rows.append(

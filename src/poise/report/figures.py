@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+import matplotlib as mpl
 import polars as pl
 import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from poise.metrics import reliability
 from poise.records import Records
 from poise.report.runs import Audit
-from poise.shapes import Images
 
 RIGHT, WRONG, INK = "#2a6f97", "#e07a1f", "#444444"
 STAGES = ("before", "after")
+
+Picture: TypeAlias = Float[Tensor, "c h w"]  # one image
+Row: TypeAlias = Float[Tensor, " k"]  # its probabilities
 
 
 class Display(Protocol):
@@ -56,21 +63,10 @@ class ConfidenceHistogram:
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for ax, stage in zip(axes, STAGES, strict=True):
-            for answer, color in (("correct", RIGHT), ("incorrect", WRONG)):
-                part = self.frame().filter(stage=stage, answer=answer)
-                count = part["count"].to_numpy()
-                ax.bar(
-                    part["lower"].to_numpy(),
-                    count / max(1, count.sum()),
-                    width=1 / self.bins,
-                    align="edge",
-                    color=color,
-                    alpha=0.6,
-                    label=f"{answer} ({count.sum()})",
-                )
+            bars(ax, self.frame().filter(stage=stage))
             ax.set(title=stage if stage == "before" else f"after {self.attack}", xlim=(0, 1))
             ax.set_xlabel("confidence (MSP)")
-            _bare(ax)
+            bare(ax)
         axes[0].set_ylabel("share of answers")
         axes[0].legend(loc="upper left", frameon=False)
         return figure
@@ -108,24 +104,37 @@ class ReliabilityDiagram:
             ax.scatter(confidence, accuracy, s=area, c=RIGHT, alpha=0.8, clip_on=False)
             ax.set(title=stage if stage == "before" else f"after {self.attack}")
             ax.set(xlabel="confidence", xlim=(0, 1), ylim=(-0.03, 1.03), aspect="equal")
-            _bare(ax)
+            bare(ax)
         axes[0].set_ylabel("accuracy")
         return figure
 
 
 @dataclass(frozen=True, eq=False)
-class Heatmaps:
-    """One image and its change under every attack, on one colour scale (the paper's Figure 1)."""
+class Perturbations:
+    """One image and its change under every attack, on one colour scale (the paper's Figure 1).
 
-    audit: Audit
+    Attributes:
+        image: the clean image.
+        changed: the attacked image, by attack.
+        clean: the probabilities at the clean image.
+        attacked: those at the attacked image, by attack.
+    """
 
-    @property
-    def index(self) -> int:
-        """Of the images kept: the right answer that the strongest attack makes least sure."""
-        r = self.audit.strongest.records
-        kept = len(r.x)
-        msp = r.attacked.max(dim=1).values[:kept]
-        return int((msp + 2 * (~r.correct[:kept])).argmin())
+    image: Picture
+    changed: Mapping[str, Picture]
+    clean: Row
+    attacked: Mapping[str, Row]
+
+    @classmethod
+    def of(cls, records: Mapping[str, Records], index: int) -> Perturbations:
+        """Those of image `index`, one of the images that the records of every attack hold."""
+        first = next(iter(records.values()))
+        return cls(
+            first.x[index],
+            {name: r.x_adv[index] for name, r in records.items()},
+            first.clean[index],
+            {name: r.attacked[index] for name, r in records.items()},
+        )
 
     def frame(self) -> pl.DataFrame:
         """The change of every pixel, by attack, averaged over the channels."""
@@ -139,36 +148,84 @@ class Heatmaps:
         return pl.concat(parts)
 
     def plot(self) -> Figure:
-        """The image, then a panel an attack."""
+        """The image, then a panel an attack; the numbers are the confidences."""
         deltas = self._deltas()
         figure = Figure(figsize=(1.75 * (len(deltas) + 1) + 0.6, 2.5), layout="constrained")
         axes = figure.subplots(1, len(deltas) + 1)
-        records = self.audit.strongest.records
-        confidence = float(records.clean[self.index].max())
-        _picture(axes[0], records.x[self.index])
-        axes[0].set_title(f"image\n{confidence:.2f}")
+        picture(axes[0], self.image)
+        axes[0].set_title(f"image\n{float(self.clean.max()):.2f}")
         limit = max(1e-12, max(float(delta.abs().max()) for delta in deltas.values()))
-        for ax, attacked in zip(axes[1:], self.audit.attacked, strict=True):
-            shown = ax.imshow(deltas[attacked.name].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-            probs = attacked.records.attacked[self.index]
-            lost = int(probs.argmax()) != int(records.clean[self.index].argmax())
-            ax.set_title(f"{attacked.name}\n{float(probs.max()):.2f}{' label lost' if lost else ''}")
+        for ax, (name, delta) in zip(axes[1:], deltas.items(), strict=True):
+            shown = ax.imshow(delta.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            probs = self.attacked[name]
+            lost = int(probs.argmax()) != int(self.clean.argmax())
+            ax.set_title(f"{name}\n{float(probs.max()):.2f}{' label lost' if lost else ''}")
             ax.set_axis_off()
-        figure.colorbar(shown, ax=list(axes[1:]), shrink=0.8, label="change of the pixel")
+        figure.colorbar(shown, ax=list(axes[1:]), shrink=0.65, label="change of the pixel")
         return figure
 
-    def _deltas(self) -> dict[str, torch.Tensor]:
-        return {
-            a.name: (a.records.x_adv - a.records.x)[self.index].mean(dim=0) for a in self.audit.attacked
-        }
+    def _deltas(self) -> dict[str, Tensor]:
+        return {name: (x_adv - self.image).mean(dim=0) for name, x_adv in self.changed.items()}
 
 
-def _picture(ax: Axes, image: Images) -> None:
+@dataclass(frozen=True, eq=False)
+class Heatmaps:
+    """The `Perturbations` of one image of an audit."""
+
+    audit: Audit
+
+    @property
+    def index(self) -> int:
+        """Of the images kept: the right answer that the strongest attack makes least sure."""
+        r = self.audit.strongest.records
+        kept = len(r.x)
+        msp = r.attacked.max(dim=1).values[:kept]
+        return int((msp + 2 * (~r.correct[:kept])).argmin())
+
+    def frame(self) -> pl.DataFrame:
+        """The change of every pixel, by attack, averaged over the channels."""
+        return self._shown().frame()
+
+    def plot(self) -> Figure:
+        """The image, then a panel an attack."""
+        return self._shown().plot()
+
+    def _shown(self) -> Perturbations:
+        return Perturbations.of({a.name: a.records for a in self.audit.attacked}, self.index)
+
+
+def svg(display: Display) -> str:
+    """The figure as SVG text: the same numbers give the same text, whatever the day."""
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "poise", "font.size": 9, "axes.titlesize": 9}):
+        display.plot().savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def bars(ax: Axes, counts: pl.DataFrame) -> None:
+    """Draw a stage of a `ConfidenceHistogram`'s frame: each answer's counts as a share of its number."""
+    for answer, color in (("correct", RIGHT), ("incorrect", WRONG)):
+        part = counts.filter(answer=answer)
+        lower, count = part["lower"].to_numpy(), part["count"].to_numpy()
+        ax.bar(
+            lower,
+            count / max(1, count.sum()),
+            width=part["upper"].to_numpy() - lower,
+            align="edge",
+            color=color,
+            alpha=0.6,
+            label=f"{answer} ({count.sum()})",
+        )
+
+
+def picture(ax: Axes, image: Picture) -> None:
+    """Draw an image of one channel or three."""
     grey = image.shape[0] == 1
     pixels = image[0] if grey else image.permute(1, 2, 0)
     ax.imshow(pixels.numpy(), cmap="gray" if grey else None, vmin=0, vmax=1)
     ax.set_axis_off()
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Take away the frame's upper and right side."""
     ax.spines[["top", "right"]].set_visible(False)

@@ -26,16 +26,26 @@ def report(runs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.
         threshold: the confidence under which an answer is referred to a person.
 
     Raises:
-        InputError: a run that is not there, not finished or no audit; a threshold outside [0, 1].
+        InputError: a run that is not there, not finished or no audit; a threshold outside [0, 1]; a
+            full disk.
     """
     check_number("threshold", threshold, 0, 1)
-    out = Path(out)
     audits = [read(folder) for folder in runs]
-    table = tables.summary(audits, threshold=threshold)
-    out.mkdir(parents=True, exist_ok=True)
-    store.write_text(out / "report.md", tables.markdown(table))
-    store.write_text(out / "report.tex", tables.latex(table))
-    store.write_text(out / "report.html", page(audits, table, threshold=threshold))
+    return write(audits, tables.summary(audits, threshold=threshold), out, threshold=threshold)
+
+
+def write(audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, threshold: float) -> Path:
+    """`report` of audits that are read already, with their summary; the page's path."""
+    out = Path(out)
+    texts = {
+        "report.md": tables.markdown(table),
+        "report.tex": tables.latex(table),
+        "report.html": page(audits, table, threshold=threshold),
+    }
+    with store.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            store.write_text(out / name, text)
     return out / "report.html"
 
 
@@ -63,11 +73,11 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
     )
 
 
-def warnings(runs: Sequence[str | Path]) -> list[str]:
+def warnings(audits: Sequence[Audit]) -> list[str]:
     """What the audits found that makes their numbers doubtful, a line each."""
     return [
         f"{audit.title}, {found['attack'] or 'model'}: {found['seen']} {found['advice']}"
-        for audit in map(read, runs)
+        for audit in audits
         for found in audit.content.get("findings", ())
     ]
 

@@ -45,7 +45,7 @@ def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
     run.rows.append(row | _judged(run))
     if run.job.select != "last" and _is_best(run.rows):
         run.best = {name: t.detach().cpu().clone() for name, t in run.judged.state_dict().items()}
-    with checkpoint.writing(run.folder):
+    with store.writing(run.folder):
         store.write_frame(run.folder / "metrics.parquet", pl.DataFrame(run.rows, infer_schema_length=None))
     show(run.rows[-1])
     run.losses, run.seconds = [], 0.0
@@ -65,7 +65,7 @@ def finish(run: Run) -> nn.Module:
             facts["k_nll"] = _scale(run)
         seconds = sum(row["seconds"] for row in run.rows)
         facts |= {"seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
-        with checkpoint.writing(run.folder):
+        with store.writing(run.folder):
             store.note(run.folder, **facts)
             store.write_tensors(run.folder / "model.safetensors", run.net.state_dict())
         checkpoint.remove(run.folder)
@@ -79,15 +79,8 @@ def load(run: str | Path) -> nn.Module:
     Raises:
         InputError: no such run, or one that has not finished.
     """
-    folder = Path(run)
-    job = store.read_job(folder)["job"]
-    if job.get("kind") != "train":
-        raise InputError(f"{str(folder)!r} is no training run: its kind is {job.get('kind')!r}")
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        raise InputError(
-            f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
-        )
+    content, weights = finished(run)
+    job = content["job"]
     channels, height, width = job["shape"]
     return models.load(
         job["model"],
@@ -97,23 +90,46 @@ def load(run: str | Path) -> nn.Module:
     )
 
 
+def finished(run: str | Path) -> tuple[dict[str, Any], Path]:
+    """What job.json says of a finished training, and the file of its weights; no net is made.
+
+    Raises:
+        InputError: no such run, or one that has not finished.
+    """
+    folder = Path(run)
+    content = store.read_job(folder)
+    kind = content["job"].get("kind")
+    if kind != "train":
+        raise InputError(f"{str(folder)!r} is no training run: its kind is {kind!r}")
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise InputError(
+            f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
+        )
+    return content, weights
+
+
 def _judged(run: Run) -> dict[str, Any]:
-    """Accuracy, accuracy under PGD, confidence under ConfSmooth; of which images; the score, if any."""
+    """Accuracy, accuracy under PGD, confidence under ConfSmooth; of which images; the score, if any.
+
+    Of a frozen backbone accuracy alone: its epochs are forwards, and attacks would cost more than they.
+    """
     job, net = run.job, run.judged
+    which = ("accuracy",) if job.freeze == "backbone" else ("accuracy", "pgd", "confsmooth")
     model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
     own = budget(run.defense)
     eps = EPS if own is None else own
     few = selection.watched(run.train, run.validation)
-    found = selection.measure(model, run.data, few, eps, ("accuracy", "pgd", "confsmooth"))
+    found = selection.measure(model, run.data, few, eps, which)
     row: dict[str, Any] = {
         "watched": "validation" if len(run.validation) else "train",
         "accuracy": found["accuracy"],
-        "pgd_accuracy": found["pgd"],
-        "confidence": found["confsmooth"],
+        "pgd_accuracy": found.get("pgd"),
+        "confidence": found.get("confsmooth"),
     }
     if job.select == "last":
         return row
-    if len(few) < len(run.validation):
+    if job.select not in found or len(few) < len(run.validation):
         found = selection.measure(model, run.data, run.validation, eps, (job.select,))
     return row | {"score": found[job.select]}
 
@@ -132,9 +148,12 @@ def _is_best(rows: list[dict[str, Any]]) -> bool:
 
 def _collapsed(net: nn.Module, data: ImageSet) -> bool:
     """Whether the net answers one class for everything, which looks perfectly robust; warns if so."""
-    device = next(net.parameters()).device
+    device, answers = next(net.parameters()).device, set[int]()
     with evaluating(net), torch.no_grad():
-        answers = {int(k) for x, _ in data for k in net(x.to(device)).argmax(dim=1).unique(sorted=False)}
+        for x, _ in data:
+            answers |= set(net(x.to(device)).argmax(dim=1).tolist())
+            if len(answers) > 1:  # seen enough
+                break
     if collapsed := len(answers) == 1 < len(data.classes):
         warnings.warn(
             "the trained model gives every image the same class: it has collapsed, and its robustness "

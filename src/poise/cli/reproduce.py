@@ -1,0 +1,122 @@
+"""`poise reproduce`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from poise.checks import InputError
+from poise.naming import known_name
+from poise.progress import bars
+
+if TYPE_CHECKING:
+    from poise.recipes.paper.jobs import Job
+    from poise.recipes.paper.run import Place
+
+
+def reproduce(
+    target: Positional[str],
+    *,
+    scale: Literal["tiny", "cpu", "full"] = "cpu",
+    reading: Literal["ours", "paper", "cited"] = "ours",
+    out: Path = Path("runs/paper"),
+    results: Path | None = None,
+    root: Path = Path("data"),
+    seeds: int | None = None,
+    model: tuple[str, ...] = (),
+    weights: tuple[str, ...] = (),
+    data: tuple[str, ...] = (),
+    jobs: str = "0/1",
+    dry_run: bool = False,
+) -> None:
+    """Run a table or figure of the paper and put its numbers beside ours; the same command resumes.
+
+    Args:
+        target: table1 ... table4, tableS1 ... tableS3, figure1, figure2, figureS1, figureS2, claims or all.
+        scale: full has the paper's own sizes; cpu what two cores do; tiny what a test does.
+        reading: How the paper is read where it is silent: see docs/reproduction.md.
+        out: Folder of the runs; what is there is not run again.
+        results: Folder of the pages; OUT/results by default.
+        root: Folder of downloaded data sets.
+        seeds: Nets trained a setting.
+        model: Another model for one of the paper's, as NAME=MODEL, e.g. ResNet-50=timm/resnet50.
+        weights: Its weights, as NAME=FILE, NAME being the paper's.
+        data: Other data for one of the paper's sets, as NAME=DATA, e.g. CIFAR-10=npz:cifar10.npz.
+        jobs: Run only every n-th net's jobs, as i/n with i from 0: for several machines with one OUT. Pages
+            are written of what is there.
+        dry_run: Print what would be run and about how long it takes.
+    """
+    from poise.recipes.paper import book
+    from poise.recipes.paper import scale as scales
+    from poise.recipes.paper.jobs import distinct, share
+    from poise.recipes.paper.run import Place, run
+
+    name = known_name(book.TARGETS, target, "target")
+    chosen = scales.scale(scale).told(
+        seeds=seeds,
+        model=_pairs("model", model),
+        weights=_pairs("weights", weights),
+        data=_pairs("data", data),
+    )
+    place = Place(out, root, chosen.held)
+    part, parts = _share(jobs)
+    todo = share(distinct(book.jobs_of(name, chosen, reading)), part, parts)
+    if dry_run:
+        _show_plan(todo, place)
+        return
+    with bars() as progress:
+        run(todo, place, progress=progress)
+    pages = book.Book(
+        scale=chosen,
+        reading=reading,
+        place=place,
+        folder=results or out / "results",
+        command=" ".join(["poise", *map(shlex.quote, sys.argv[1:])]),
+    )
+    for page in book.write(name, pages):
+        print(page)
+
+
+def _show_plan(todo: Sequence[Job], place: Place) -> None:
+    """Print the plan, a line a job, and the sum."""
+    from poise.cli.show import show_table
+    from poise.recipes.estimate import duration
+    from poise.recipes.paper.cost import plan
+
+    costs = plan(todo, place)
+    known = sum(cost.seconds for cost in costs if cost.seconds is not None)
+    lines = [
+        (
+            cost.job,
+            cost.state,
+            "-" if cost.forwards is None else f"{cost.forwards:,}",
+            "-" if cost.seconds is None else duration(cost.seconds),
+        )
+        for cost in costs
+    ]
+    show_table([("job", "state", "images sent through", "about"), *lines])
+    print(f"{len(costs)} jobs, about {duration(known)} on this device, where the time is known")
+
+
+def _pairs(what: str, texts: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping."""
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"--{what} takes NAME=VALUE, NAME being the paper's, got {text!r}")
+        found[name] = value
+    return found
+
+
+def _share(text: str) -> tuple[int, int]:
+    """i/n with 0 <= i < n."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+        raise InputError(f"--jobs takes i/n with i from 0 to n - 1, e.g. 0/4, got {text!r}")
+    return int(part), int(parts)

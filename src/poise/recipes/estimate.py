@@ -1,0 +1,208 @@
+"""How long an audit will take: every attack timed on a few of its images, before the first one runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from poise.attacks import Attack
+from poise.data import ImageSet
+from poise.evaluation import evaluate
+from poise.fast import Fast
+from poise.modes import differentiable
+from poise.shapes import Images, Logits
+
+SHARE = 100  # an attack is timed on at most a hundredth of the images
+RUNG = 4  # times as many images as in the try before
+PATIENCE = 10.0  # seconds: no try that should take longer follows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one attack costs an image, judging and reading included.
+
+    Attributes:
+        name: of the attack.
+        images: how many it was timed on, at once.
+        seconds: an image, on one device.
+        forwards, backwards: passes of an image through the model, the judge's two forwards among
+            them; None where the attack walks on copies of the model, which are not counted.
+    """
+
+    name: str
+    images: int
+    seconds: float
+    forwards: float | None
+    backwards: float | None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to do: so many images, under each of these attacks, over so many devices.
+
+    Then some of them once more on one device, `watched` for the diagnostics.
+
+    >>> cost = Cost(name="pgd", images=4, seconds=0.5, forwards=23, backwards=20)
+    >>> estimate = Estimate(images=7200, costs=(cost, cost), devices=2)
+    >>> estimate.seconds(cost), estimate.hours
+    (1800.0, 1.0)
+    """
+
+    images: int
+    costs: tuple[Cost, ...]
+    devices: int = 1
+    watched: int = 0
+
+    def seconds(self, cost: Cost) -> float:
+        """Of that attack on all images."""
+        return cost.seconds * (self.images / self.devices + self.watched)
+
+    @property
+    def hours(self) -> float:
+        """Of all attacks together."""
+        return sum(map(self.seconds, self.costs)) / 3600
+
+
+def plan(estimate: Estimate) -> str:
+    """The estimate in words, a line an attack and one for all.
+
+    >>> cost = Cost(name="pgd", images=4, seconds=0.5, forwards=23, backwards=20)
+    >>> print(plan(Estimate(7200, (cost,))))
+    pgd: about 1.0 h, 23 forwards and 20 backwards an image (tried on 4 at once)
+    7200 images x 1 attack: about 1.0 h
+    """
+    lines = []
+    for cost in estimate.costs:
+        passes = ""
+        if cost.forwards is not None and cost.backwards is not None:
+            passes = f", {cost.forwards:.3g} forwards and {cost.backwards:.3g} backwards an image"
+        about = duration(estimate.seconds(cost))
+        lines.append(f"{cost.name}: about {about}{passes} (tried on {cost.images} at once)")
+    return "\n".join([*lines, f"{work(estimate)}: about {duration(3600 * estimate.hours)}"])
+
+
+def work(estimate: Estimate) -> str:
+    """What there is to do, without its time."""
+    attacks = f"{len(estimate.costs)} attack{'s' * (len(estimate.costs) != 1)}"
+    devices = f" on {estimate.devices} devices" if estimate.devices > 1 else ""
+    return f"{estimate.images} images x {attacks}{devices}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it.
+
+    >>> duration(0.25), duration(45), duration(90), duration(50400)
+    ('0.2 s', '45 s', '1.5 min', '14 h')
+    """
+    size, unit = (3600, "h") if seconds >= 3600 else (60, "min") if seconds >= 60 else (1, "s")
+    value = seconds / size
+    return f"{value:.0f} {unit}" if value >= 10 else f"{value:.1f} {unit}"
+
+
+class Counted(nn.Module):
+    """A model that counts the images that go through it, forwards and backwards."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: Images) -> Logits:
+        logits: Logits = self.net(x)
+        self.forwards += len(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count)
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+def estimate(
+    net: nn.Module,
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    *,
+    devices: Sequence[torch.device | str] = (),
+    watched: int = 0,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Estimate:
+    """The time that these attacks will take on all images, from tries on the first few.
+
+    Attacks differ tenfold in cost, so every one is tried on 1 image, then on 4, 16, ... at once: up
+    to a batch, a hundredth of the images, or the try before one that should take more than 10 seconds.
+    Each try is made twice and the second is timed: the first pays for what happens once. On a GPU an
+    image costs less in a whole batch than in a try: as much less as in one forward and backward pass.
+    Several devices are taken to share the work evenly.
+
+    Args:
+        net: images in [0, 1] -> logits, on its device.
+        data: the images.
+        attacks: by name.
+        devices: that the audit will run on; the tries run where the net lies.
+        watched: images on which every attack runs once more in the end.
+        seed: of the attacks' draws.
+        clock: seconds.
+    """
+    pass_of = cache(lambda images: _pass(net, data, images, clock))
+    batch, costs = min(data.batch_size, len(data)), []
+    for name, attack in attacks.items():
+        cost = _cost(net, data, name, attack, seed, clock)
+        costs.append(replace(cost, seconds=cost.seconds * _relief(pass_of, cost.images, batch)))
+    return Estimate(len(data), tuple(costs), max(1, len(devices)), min(watched, len(data)))
+
+
+def _cost(
+    net: nn.Module, data: ImageSet, name: str, attack: Attack, seed: int, clock: Callable[[], float]
+) -> Cost:
+    most, images = max(1, min(data.batch_size, len(data) // SHARE)), 1
+    counted = Counted(net)
+    known = not isinstance(attack, Fast)
+    with attack.ready() if isinstance(attack, Fast) else nullcontext(attack) as ready:
+        while True:
+            few = data.batched(images)
+            counted.forwards = counted.backwards = 0
+
+            def attempt(model: nn.Module, few: ImageSet = few, n: int = images) -> None:
+                evaluate(model, few.batches(torch.arange(n)), ready, seed=seed, examples=0)
+
+            attempt(counted if known else net)
+            began = clock()
+            attempt(net)
+            seconds = clock() - began
+            if images == most or seconds * min(RUNG, most / images) > PATIENCE:
+                break
+            images = min(RUNG * images, most)
+    passes = (counted.forwards / images, counted.backwards / images) if known else (None, None)
+    return Cost(name=name, images=images, seconds=seconds / images, forwards=passes[0], backwards=passes[1])
+
+
+def _relief(pass_of: Callable[[int], float], images: int, batch: int) -> float:
+    """What an image costs in a batch relative to so many images at once, by single passes."""
+    few = pass_of(images)
+    if few == 0 or few * batch / images > PATIENCE:  # so slow that batches do not help
+        return 1.0
+    return pass_of(batch) / few * images / batch
+
+
+def _pass(net: nn.Module, data: ImageSet, images: int, clock: Callable[[], float]) -> float:
+    """Seconds of one forward and, if there is one, backward pass of so many images, the least of three."""
+    x, _ = next(data.batched(images).batches(torch.arange(images)))
+    first = next(net.parameters(), x)
+    x = x.to(first.device, first.dtype).requires_grad_()
+    took = []
+    for _ in range(3):
+        began = clock()
+        with differentiable(net):
+            logits = net(x)
+            last = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else logits
+        last.flatten()[0].item()  # waits for the device
+        took.append(clock() - began)
+    return min(took)

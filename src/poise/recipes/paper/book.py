@@ -1,0 +1,210 @@
+"""What `poise reproduce` leaves: a page a table and figure, the claims, the scoreboard."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from poise import store
+from poise.checks import InputError
+from poise.recipes.paper import cells, jobs, tables
+from poise.recipes.paper.claims import CLAIMS, REFEREE, judge
+from poise.recipes.paper.figures import FIGURES, weights
+from poise.recipes.paper.jobs import Job
+from poise.recipes.paper.readings import READINGS, Reading
+from poise.recipes.paper.run import Place
+from poise.recipes.paper.scale import Scale
+from poise.recipes.paper.tables import LAYOUTS
+from poise.report.paper_figures import save
+
+FIGURE_JOBS = {
+    "figure1": jobs.table2,
+    "figure2": jobs.figure2,
+    "figureS1": jobs.figure_s1,
+    "figureS2": jobs.figure_s1,
+}
+TARGETS = (*LAYOUTS, *FIGURE_JOBS, "claims", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """Where pages go, and what their heads say."""
+
+    scale: Scale
+    reading: Reading
+    place: Place
+    folder: Path
+    command: str
+
+    def head(self, title: str) -> str:
+        """Title, command and circumstances."""
+        facts = store.circumstances()
+        return (
+            f"# {title}\n\n"
+            f"`{self.command}`, scale {self.scale.name}, commit {facts['commit']}, torch "
+            f"{facts['versions']['torch']}, Python {platform.python_version()}, {facts['device']}, "
+            f"{facts['threads']} thread(s).\n\n"
+            f"Reading *{self.reading}*: {READINGS[self.reading]}.\n"
+        )
+
+
+def jobs_of(target: str, scale: Scale, reading: Reading) -> list[Job]:
+    """The jobs that a table, a figure, the claims or everything need."""
+    if target in LAYOUTS:
+        return LAYOUTS[target].recipe(scale, reading)
+    if target in FIGURE_JOBS:
+        return FIGURE_JOBS[target](scale, reading)
+    every = [job for layout in LAYOUTS.values() for job in layout.recipe(scale, reading)]
+    return jobs.distinct([*every, *jobs.referee(scale, reading)])
+
+
+def write(target: str, book: Book) -> list[Path]:
+    """Write the pages of a target from what has been run; their paths.
+
+    Raises:
+        InputError: a figure whose nets have not been run.
+    """
+    book.folder.mkdir(parents=True, exist_ok=True)
+    names = [*LAYOUTS, *FIGURE_JOBS] if target in ("claims", "all") else [target]
+    found = measured(book)
+    pages = [_table(name, book, found) for name in names if name in LAYOUTS and target != "claims"]
+    pages += [
+        page
+        for name in names
+        if name in FIGURE_JOBS
+        and target != "claims"
+        and (page := _figure(name, book, strict=target == name))
+    ]
+    return pages + ([_claims(book, found), _score(book, found)] if target in ("claims", "all") else [])
+
+
+def measured(book: Book) -> pl.DataFrame:
+    """`cells.summary` of everything in the run folders that this scale and reading have."""
+    return cells.summary(cells.cells(jobs_of("all", book.scale, book.reading), book.place))
+
+
+def _table(name: str, book: Book, found: pl.DataFrame) -> Path:
+    layout = LAYOUTS[name]
+    frame = tables.beside(layout, book.scale, found)
+    spread = "over images" if layout.table == "2" else "over seeds"
+    text = (
+        f"{book.head(f'{layout.title} (Table {layout.table})')}\n"
+        f"In each cell: ours / the paper's, mean ± standard deviation {spread}. n: seeds × test images. A "
+        "dash: not run, or not in the paper. *A (for B)*: A stands in for the paper's B.\n\n"
+        f"{tables.markdown(layout, frame)}"
+    )
+    return _put(book, name, text, frame)
+
+
+def _figure(name: str, book: Book, *, strict: bool) -> Path | None:
+    try:
+        display, told = FIGURES[name](book.scale, book.reading, book.place)
+    except (InputError, IndexError) as error:
+        if not strict:
+            return None
+        raise InputError(f"{name} needs nets that have not been run: {error}") from error
+    stem = f"{name}-{book.scale.name}"
+    save(display, book.folder, stem)
+    doc = FIGURES[name].__doc__ or ""
+    text = f"{book.head(doc.splitlines()[0].rstrip('.'))}\n{told}\n\n![{name}]({stem}.svg)\n"
+    return _put(book, name, text)
+
+
+def _claims(book: Book, found: pl.DataFrame) -> Path:
+    frame = verdicts(book, found)
+    groups = (("The paper's claims", CLAIMS), ("What a referee would ask", REFEREE))
+    text = book.head("The paper's claims, judged")
+    text += (
+        "\nEach statement is judged on the cells that were run; *not run* where one that it needs is "
+        "missing. *Clear*: the difference that decides exceeds the pooled standard deviation over seeds. "
+        "In the last column the verdict of the paper's own tables.\n"
+    )
+    theirs = dict(judge((*CLAIMS, *REFEREE), cells.published()).select("name", "verdict").rows())
+    for title, claims in groups:
+        part = frame.filter(pl.col("name").is_in([claim.name for claim in claims]))
+        counts = part["verdict"].value_counts(sort=True).rows()
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counts)
+        text += (
+            f"\n## {title}\n\n{told}.\n\n| claim | section | verdict | clear | numbers | in the paper |\n"
+        )
+        text += "| --- | --- | --- | --- | --- | --- |\n"
+        for row in part.to_dicts():
+            verdict, clear = f"**{row['verdict']}**", row["clear"] or "-"
+            line = (row["statement"], row["section"], verdict, clear, row["numbers"], theirs[row["name"]])
+            text += f"| {' | '.join(entry.replace('|', chr(92) + '|') for entry in line)} |\n"
+    return _put(book, "claims", text, frame)
+
+
+def verdicts(book: Book, found: pl.DataFrame) -> pl.DataFrame:
+    """`judge` of all claims, each table's cells marked as such."""
+    parts = []
+    for layout in LAYOUTS.values():
+        frame = tables.beside(layout, book.scale, found).filter(pl.col("mean").is_not_null())
+        if layout.table == "2":
+            frame = frame.filter(reading="unheld")
+        names = ["architecture", "dataset", "defense", "attack", "metric", "mean", "std", "n"]
+        parts.append(frame.select(names).with_columns(table=pl.lit(layout.table)))
+    named = {metric for layout in LAYOUTS.values() for _, _, metric in layout.columns}
+    other = found.filter(
+        pl.col("reading") != "unheld", ~pl.col("metric").is_in(named) | (pl.col("attack") == "Auto")
+    )
+    parts.append(other.select(parts[0].columns[:-1]).with_columns(table=pl.lit("other")))
+    parts.append(_weighed(book))
+    return judge((*CLAIMS, *REFEREE), pl.concat(parts, how="diagonal_relaxed"))
+
+
+def _weighed(book: Book) -> pl.DataFrame:
+    """The cells `salience` of Table 2's nets, mean over images, then over seeds."""
+    rows = []
+    for job in jobs.table2(book.scale, book.reading):
+        if job.look != "attacked" or not (book.place.net(job) / "model.safetensors").exists():
+            continue
+        file = book.place.look(job) / "salience.parquet"
+        if not file.exists():
+            store.write_frame(file, weights(job, book.place))
+        means = pl.read_parquet(file).group_by("attack", maintain_order=True).agg(pl.col("salient").mean())
+        rows += [
+            (job.setting.architecture, job.setting.dataset, "Vanilla", attack, "salience", mean, job.seed)
+            for attack, mean in means.rows()
+        ]
+    names = ["architecture", "dataset", "defense", "attack", "metric", "mean", "seed"]
+    kinds = dict(zip(names, [pl.String] * 5 + [pl.Float64, pl.Int64], strict=True))
+    frame = pl.DataFrame(rows, schema=kinds, orient="row")
+    spread = {"mean": pl.col("mean").mean(), "std": pl.col("mean").std(), "n": pl.len()}
+    return frame.group_by(names[:5], maintain_order=True).agg(**spread).with_columns(table=pl.lit("2"))
+
+
+def _score(book: Book, found: pl.DataFrame) -> Path:
+    frames = {name: tables.beside(layout, book.scale, found) for name, layout in LAYOUTS.items()}
+    board = tables.score(frames)
+    total = board.select(pl.lit("all").alias("table"), pl.exclude("table").sum())
+    board = pl.concat([board, total], how="vertical_relaxed")
+    verdict = verdicts(book, found)["verdict"].value_counts(sort=True).rows()
+    text = (
+        f"{book.head('Scoreboard')}\n"
+        "*run*: cells of the paper measured in its own setting; *stand-in*: by another net or data set; "
+        "*judged*: both sides have a standard deviation; *within 2 std*: of those, the difference is "
+        f"within two pooled ones.\n\n{_markdown(board)}\n"
+        f"Claims: {', '.join(f'{count} {name}' for name, count in verdict)}.\n"
+    )
+    return _put(book, "scoreboard", text, board)
+
+
+def _markdown(frame: pl.DataFrame) -> str:
+    lines: Sequence[Sequence[object]] = (frame.columns, ["---"] * frame.width, *frame.rows())
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def _put(book: Book, name: str, text: str, frame: pl.DataFrame | None = None) -> Path:
+    """The page and its numbers, named by scale, and by reading where it is not the default."""
+    suffix = "" if book.reading == "ours" else f"-{book.reading}"
+    file = book.folder / f"{name}-{book.scale.name}{suffix}.md"
+    store.write_text(file, text)
+    if frame is not None:
+        store.write_text(file.with_suffix(".csv"), frame.write_csv())
+        store.write_frame(file.with_suffix(".parquet"), frame)
+    return file

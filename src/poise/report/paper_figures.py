@@ -1,0 +1,242 @@
+"""The paper's Figures 2, S1 and S2 from any records, and files of figures with their numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from poise import store
+from poise.checks import InputError, check_number
+from poise.records import Records
+from poise.report.figures import INK, RIGHT, STAGES, WRONG, ConfidenceHistogram, Display, bare, bars, svg
+
+Trace: TypeAlias = Float[Tensor, "t k"]  # one image's probabilities at every point of a walk
+
+NAMED = (RIGHT, WRONG, "#3a9d5d", "#8e5aa8", "#c23b4e", "#8a7a1f")  # a color each for so many classes
+REST, FAINT = "#c8c8c8", 0.05  # a class that never gets so likely is not named
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread evenly whatever their number
+
+
+def oscillations(trace: Trace) -> int:
+    """How many times the most likely class changes from one step to the next.
+
+    >>> oscillations(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]))
+    2
+    """
+    top = trace.argmax(dim=1)
+    return int((top[1:] != top[:-1]).sum())
+
+
+def regained(trace: Trace) -> float:
+    """How much the clean prediction's probability rises over all steps that raise it.
+
+    0 where a walk only ever goes down. It tells of unrest that `oscillations` cannot see: a
+    step-back rule holds the top class, but it keeps steps that raise the confidence.
+
+    >>> round(regained(torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.6, 0.4], [0.7, 0.3]])), 6)
+    0.35
+    """
+    p = trace[:, trace[0].argmax()].double()
+    return float(p.diff().clamp_min(0).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class ConfidenceGrid:
+    """Confidence histograms before and after an attack, a row a defense (the paper's Figure 2)."""
+
+    rows: Mapping[str, Records]
+    attack: str
+    bins: int = 20
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise InputError("ConfidenceGrid needs the records of at least one defense, got none")
+
+    def frame(self) -> pl.DataFrame:
+        """Counts a bin of width 1 / bins, by defense, stage and correctness of the clean answer."""
+        return pl.concat(
+            ConfidenceHistogram(records, self.attack, self.bins)
+            .frame()
+            .select(pl.lit(name).alias("defense"), pl.all())
+            for name, records in self.rows.items()
+        )
+
+    def plot(self) -> Figure:
+        """Two panels a defense, all on the same axes; counts as a share of each answer's number."""
+        frame = self.frame()
+        figure = Figure(figsize=(7.2, 0.6 + 1.4 * len(self.rows)), layout="constrained")
+        axes = figure.subplots(len(self.rows), 2, sharex=True, sharey=True, squeeze=False)
+        for pair, name in zip(axes, self.rows, strict=True):
+            for ax, stage in zip(pair, STAGES, strict=True):
+                bars(ax, frame.filter(defense=name, stage=stage))
+                bare(ax)
+            pair[0].set_ylabel(name)
+            pair[0].legend(loc="upper left", frameon=False)
+        for ax, title in zip(axes[0], ("before", f"after {self.attack}"), strict=True):
+            ax.set(title=title, xlim=(0, 1))
+        for ax in axes[-1]:
+            ax.set_xlabel("confidence (MSP)")
+        figure.supylabel("share of answers", fontsize="medium")
+        return figure
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityTrace:
+    """Each class's probability over the steps of one image's walk, a panel an attack (Figure S1).
+
+    Attributes:
+        traces: the probabilities (steps + 1, k), by attack; the walks may differ in length.
+        classes: the k classes' names.
+    """
+
+    traces: Mapping[str, Trace]
+    classes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if not self.traces:
+            raise InputError("ProbabilityTrace needs the trace of at least one attack, got none")
+        for trace in self.traces.values():
+            _check_names(self.classes, trace)
+
+    def frame(self) -> pl.DataFrame:
+        """The probability of every class at every step, by attack; step 0 is the clean image."""
+        parts = []
+        for name, trace in self.traces.items():
+            steps, k = trace.shape
+            columns = {
+                "attack": [name] * (steps * k),
+                "step": [step for step in range(steps) for _ in range(k)],
+                "class": list(self.classes) * steps,
+                "probability": trace.flatten().numpy(),
+            }
+            parts.append(pl.DataFrame(columns))
+        return pl.concat(parts)
+
+    def plot(self) -> Figure:
+        """Lines over the steps; the squares below them tell the most likely class of each step."""
+        colors = self._colors()
+        figure = Figure(figsize=(2.7 * len(self.traces) + 1.2, 2.9), layout="constrained")
+        axes = figure.subplots(1, len(self.traces), sharey=True, squeeze=False)[0]
+        for ax, (name, trace) in zip(axes, self.traces.items(), strict=True):
+            steps = range(len(trace))
+            for j in sorted(range(len(self.classes)), key=lambda j: j in colors):  # the named on top
+                ax.plot(steps, trace[:, j].numpy(), color=colors.get(j, REST), linewidth=1.3)
+            top = [colors.get(j, REST) for j in trace.argmax(dim=1).tolist()]
+            ax.scatter(steps, [-0.06] * len(trace), c=top, marker="s", s=9, linewidths=0)
+            unrest = f"top class changes {oscillations(trace)}×\nconfidence regained {regained(trace):.2f}"
+            ax.set(title=f"{name}\n{unrest}", xlabel="step", ylim=(-0.1, 1.03))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            bare(ax)
+        axes[0].set_ylabel("probability")
+        named = {self.classes[j]: color for j, color in colors.items()}
+        if len(colors) < len(self.classes):
+            named["others"] = REST
+        handles = [axes[0].plot([], [], color=color)[0] for color in named.values()]
+        title = "squares:\ntop class"
+        figure.legend(handles, list(named), title=title, loc="outside right center", frameon=False)
+        return figure
+
+    def _colors(self) -> dict[int, str]:
+        """The color of each class that gets a name: those that are the most likely at their height."""
+        height = torch.cat(list(self.traces.values())).amax(dim=0)
+        order = [j for j in height.argsort(descending=True, stable=True).tolist() if height[j] >= FAINT]
+        return dict(zip(order, NAMED, strict=False))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassConfidence:
+    """The confidence of every image after the attack, by the class of its clean answer (Figure S2).
+
+    Attributes:
+        records: of the attack.
+        classes: the k classes' names.
+        threshold: the confidence at and above which an answer counts as above.
+    """
+
+    records: Records
+    classes: Sequence[str]
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold, 0, 1, hint="it is a confidence")
+        _check_names(self.classes, self.records.clean)
+
+    def frame(self) -> pl.DataFrame:
+        """One row an image: its clean prediction, its confidence after the attack, above or not."""
+        confidence = self.records.attacked.max(dim=1).values
+        return pl.DataFrame(
+            {
+                "image": range(len(self.records)),
+                "predicted": [self.classes[j] for j in self.records.clean.argmax(dim=1).tolist()],
+                "confidence": confidence.numpy(),
+                "above": (confidence >= self.threshold).numpy(),
+            }
+        )
+
+    def plot(self) -> Figure:
+        """A strip a class, with the threshold and how many lie above and below it."""
+        frame = self.frame()
+        width = max(3.6, 0.9 * len(self.classes) + 0.8)
+        figure = Figure(figsize=(width, 3.0), layout="constrained")
+        ax = figure.subplots()
+        ax.axhline(self.threshold, color=INK, linewidth=0.8, linestyle="--")
+        labels = []
+        for place, name in enumerate(self.classes):
+            part = frame.filter(predicted=name)
+            _strip(ax, place, part)
+            above = int(part["above"].sum())
+            labels.append(f"{name}\n{above} above\n{len(part) - above} below")
+        ax.set_xticks(range(len(labels)), labels)
+        ax.tick_params(axis="x", length=0)
+        ax.set(xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.03))
+        ax.set(ylabel="confidence (MSP)", xlabel="clean prediction")
+        bare(ax)
+        return figure
+
+
+def save(display: Display, folder: str | Path, stem: str) -> Path:
+    """Write STEM.svg and, with the numbers it shows, STEM.csv into the folder; the picture's path.
+
+    The same numbers give the same bytes.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    texts = {f"{stem}.csv": display.frame().write_csv(), f"{stem}.svg": svg(display)}
+    with store.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            store.write_text(folder / name, text)
+    return folder / f"{stem}.svg"
+
+
+def _strip(ax: Axes, place: int, part: pl.DataFrame) -> None:
+    """Draw a class's points side by side within its column."""
+    aside = [0.7 * ((i + 1) * GOLDEN % 1 - 0.5) for i in range(len(part))]
+    colors = [RIGHT if above else WRONG for above in part["above"]]
+    spots = [place + by for by in aside]
+    size = min(14.0, max(3.0, 600 / max(1, len(part))))
+    ax.scatter(
+        spots, part["confidence"].to_numpy(), s=size, c=colors, alpha=0.7, linewidths=0, clip_on=False
+    )
+
+
+def _check_names(classes: Sequence[str], probs: Tensor) -> None:
+    """Refuse names that are not one each for the columns."""
+    if probs.ndim != 2 or len(classes) != probs.shape[1] or len(set(classes)) != len(classes):
+        raise InputError(
+            f"classes must be one name each for the probabilities' columns, got {len(set(classes))} "
+            f"different names for shape {tuple(probs.shape)}: give the data set's .classes"
+        )
