@@ -146,7 +146,7 @@ def test_the_estimate_is_what_the_evaluation_takes(image, call, forwards):
 )
 def test_passes_are_counted_where_they_go_through_the_model(attack, forwards, backwards):
     net = conv_net()
-    [cost] = estimate(net, some(50), {"a": attack}).costs
+    [cost] = estimate(net, some(400), {"a": attack}).costs
     assert cost.backwards == backwards
     if forwards is not None:
         assert cost.forwards == forwards + 2

@@ -24,7 +24,7 @@ def known_name(table: Iterable[str], name: str, kind: str) -> str:
     Raises:
         InputError: an unknown name, with the nearest known ones.
     """
-    plain = {key.replace("-", "_"): key for key in table}
+    plain = {key.replace("-", "_").lower(): key for key in table}
     if not isinstance(name, str):
         known = ", ".join(sorted(plain.values()))
         raise InputError(f"the {kind} must be named by a string, got {name!r} (known: {known})")

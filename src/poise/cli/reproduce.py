@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -76,10 +75,32 @@ def reproduce(
         reading=reading,
         place=place,
         folder=results or out / "results",
-        command=" ".join(["poise", *map(shlex.quote, sys.argv[1:])]),
+        command=_command(name, scale, reading, seeds, model=model, weights=weights, data=data),
     )
     for page in book.write(name, pages):
         print(page)
+
+
+def _command(target: str, scale: str, reading: str, seeds: int | None, **named: tuple[str, ...]) -> str:
+    """The command with what changes numbers, and without the folders of this machine."""
+    words = ["poise", "reproduce", target, "--scale", scale]
+    words += ["--reading", reading] if reading != "ours" else []
+    words += ["--seeds", str(seeds)] if seeds is not None else []
+    for flag, texts in named.items():
+        pairs = _pairs(flag, texts).items()
+        shown = [f"{name}={value if flag == 'model' else _plain(value)}" for name, value in pairs]
+        words += [f"--{flag}", *shown] if shown else []
+    return shlex.join(words)
+
+
+def _plain(value: str) -> str:
+    """A file's name without its folder, with the kind of data before it if there is one.
+
+    >>> _plain("npz:there/cifar10.npz"), _plain("here/lite0.pt"), _plain("cifar10")
+    ('npz:cifar10.npz', 'lite0.pt', 'cifar10')
+    """
+    kind, colon, path = value.rpartition(":")
+    return f"{kind}{colon}{Path(path).name}"
 
 
 def _show_plan(todo: Sequence[Job], place: Place) -> None:

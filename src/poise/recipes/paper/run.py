@@ -14,6 +14,7 @@ from poise import data, models, store, training
 from poise.data import ImageSet
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import evaluating
+from poise.preparation import Preparation
 from poise.progress import Progress, silent
 from poise.recipes.audit import audit
 from poise.recipes.comparison import compare
@@ -60,6 +61,7 @@ def images(setting: Setting, split: str, place: Place, *, seed: int = 0) -> Imag
         seed=seed,
         batch_size=setting.batch_size,
         root=place.root,
+        preparation=Preparation(allow_empty=setting.data == "imagenet"),  # a sample may lack classes
     )
 
 

@@ -234,13 +234,15 @@ DIGITS = replace(
     dataset="digits",
     beside=("LeNet", "MNIST"),
     data="digits",
-    epochs=3,
+    epochs=30,
     lr=0.05,
-    train=300,
+    train=900,
     test=40,
     steps=3,
 )
-FEW = replace(DIGITS, dataset="digits (S = 0.1)", train_eps=0.1, eps=0.1, step=0.0625, train=150)
+FEW = replace(  # too few steps to learn: these nets only show that nothing breaks
+    DIGITS, dataset="digits (S = 0.1)", train_eps=0.1, eps=0.1, step=0.0625, train=150, epochs=2
+)
 TINY = Scale(
     name="tiny",
     seeds=1,
@@ -251,6 +253,7 @@ TINY = Scale(
             beside=("EfficientNet-B0", "Chest X-ray"),
             freeze="backbone",
             augment="crop-flip",
+            epochs=2,
         ),
     ),
     magnitude=DIGITS,

@@ -1,0 +1,290 @@
+"""`poise reproduce`: every recipe at its tiny scale, the pages read back against the runs."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from poise import metrics
+from poise.checks import InputError
+from poise.cli import main
+from poise.draws import Draw
+from poise.recipes.paper import book, cells, jobs, tables
+from poise.recipes.paper.cost import plan
+from poise.recipes.paper.jobs import COUNTS, DEFENDED, REFEREES, Job
+from poise.recipes.paper.readings import Free, Scattered, Unclipped, attacks_of, unheld
+from poise.recipes.paper.run import Place, images, net_of
+from poise.recipes.paper.scale import CPU, FULL, TINY, scale
+from poise.report import read
+
+COMMAND = ["reproduce", "all", "--scale", "tiny"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Everything at the tiny scale, in two shares, then the pages."""
+    out = tmp_path_factory.mktemp("paper")
+    for part in ("1/2", "0/2"):
+        main([*COMMAND, "--out", str(out), "--jobs", part])
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(ran):
+    every = book.jobs_of("all", TINY, "ours")
+    return cells.summary(cells.cells(every, Place(ran, Path("data"), TINY.held)))
+
+
+def test_every_table_and_figure_has_its_page_and_numbers(ran):
+    for name in (*tables.LAYOUTS, "claims", "scoreboard"):
+        page = ran / "results" / f"{name}-tiny.md"
+        assert "`poise reproduce all --scale tiny`" in page.read_text()
+        numbers = pl.read_parquet(page.with_suffix(".parquet"))
+        assert len(numbers) == len(pl.read_csv(page.with_suffix(".csv"))) > 0
+    for name in book.FIGURE_JOBS:
+        page = ran / "results" / f"{name}-tiny.md"
+        assert f"({name}-tiny.svg)" in page.read_text()
+        assert (ran / "results" / f"{name}-tiny.svg").read_text().startswith("<?xml")
+        assert len(pl.read_csv(ran / "results" / f"{name}-tiny.csv")) > 0
+
+
+def test_cells_are_what_the_records_say(ran, found):
+    """The chain from records to a table's cell, against a computation of its own."""
+    place = Place(ran, Path("data"), TINY.held)
+    job = jobs.table2(TINY, "ours")[0]
+    records = {part.name: part.records for part in read(place.look(job)).attacked}
+    one = found.filter(dataset="digits", reading="ours")
+
+    def cell(attack, metric):
+        return one.filter(attack=attack, metric=metric)["mean"].item()
+
+    r = records["ConfSmooth"]
+    assert r.correct.double().mean() > 0.5 and r.kept.all()  # a net that has learnt something
+    assert cell("ConfSmooth", "msp") == pytest.approx(r.attacked.max(dim=1).values.double().mean().item())
+    assert cell("before", "msp") == pytest.approx(r.clean.max(dim=1).values.double().mean().item())
+    assert cell("before", "msp") > cell("ConfSmooth", "msp")
+    assert cell("PGD", "accuracy") == (records["PGD"].attacked.argmax(1) == r.y).double().mean().item()
+    assert cell("ConfSmooth", "ece") == metrics.ece(r.attacked, r.y)
+    right = r.attacked.max(dim=1).values[r.correct].double().mean().item()
+    assert cell("ConfSmooth", "msp_right") == pytest.approx(right)
+    half = (r.attacked.max(dim=1).values >= 0.5).double().mean().item()
+    assert cell("ConfSmooth", "above_half") == half
+    page = (ran / "results" / "table2-tiny.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("| ConfSmooth | ours |"))
+    w = r.wasserstein.double()
+    shown = f"{w.mean():.4f} ± {w.std(correction=0):.4f} / 0.0966 ± 0.0289"
+    assert [entry.strip() for entry in line.split("|")][3:5] == ["1 × 40", shown]
+
+
+def test_attacks_are_judged_by_the_net_that_was_trained(ran):
+    """The records' clean probabilities are those of the job's own net on the job's own images."""
+    place = Place(ran, Path("data"), TINY.held)
+    job = next(j for j in jobs.table3(TINY, "ours") if j.defense == "TRADES")
+    records = read(place.look(job)).attacked[0].records
+    x, y = next(iter(images(job.setting, "test", place)))
+    with torch.no_grad():
+        torch.testing.assert_close(net_of(job, place)(x).softmax(dim=1), records.clean)
+    assert y.tolist() == records.y.tolist()
+
+
+def test_what_was_not_run_is_not_filled_in(ran, found):
+    page = (ran / "results" / "table1-tiny.md").read_text()
+    rows = [line for line in page.splitlines() if "| not run |" in line]
+    assert len(rows) == 14  # of the paper's 15 nets one has a stand-in
+    assert all(re.fullmatch(r"- / 0\.\d+( ± 0\.\d+)?", c.strip()) for r in rows for c in r.split("|")[5:9])
+    board = pl.read_parquet(ran / "results" / "scoreboard-tiny.parquet")
+    total = board.row(by_predicate=pl.col("table") == "all", named=True)
+    assert (
+        total["cells"] == 389 and total["run"] == 0 and total["stand-in"] == 4 + 5 + 8 + 28 + 14 + 35 + 15
+    )
+
+
+def test_the_same_command_again_runs_nothing(ran, capsys):
+    files = {f: f.stat().st_mtime_ns for f in (ran / "looked").rglob("*.parquet")}
+    files |= {f: f.stat().st_mtime_ns for f in (ran / "trained").rglob("model.safetensors")}
+    main([*COMMAND, "--out", str(ran)])
+    assert files == {f: f.stat().st_mtime_ns for f in files} and len(files) > 60
+    main([*COMMAND, "--out", str(ran), "--dry-run"])
+    text = capsys.readouterr().out
+    assert "31 jobs, about 0.0 s" in text and "to train" not in text
+
+
+def test_an_interrupted_attack_is_done_again(ran):
+    place = Place(ran, Path("data"), TINY.held)
+    job = jobs.table1(TINY, "ours")[0]
+    lost = place.look(job) / "Adaptive" / "records.parquet"
+    kept = (place.look(job) / "PGD" / "records.parquet").stat().st_mtime_ns
+    before = pl.read_parquet(lost)
+    lost.unlink()
+    assert [c.state for c in plan([job], place)] == ["to look at"]
+    main(["reproduce", "table1", "--scale", "tiny", "--out", str(ran)])
+    assert pl.read_parquet(lost).equals(before)
+    assert (place.look(job) / "PGD" / "records.parquet").stat().st_mtime_ns == kept
+
+
+def test_a_plan_counts_every_forward(tmp_path):
+    """Vanilla, 150 images x 2 epochs, then 40 images under 4 attacks of 3 steps, judged twice.
+
+    A step of AT is 10 gradients, the last point's forward, which tells of NaN, and the loss.
+    """
+    setting = TINY.defended[0]
+    place = Place(tmp_path, Path("data"))
+    vanilla, at = (Job(setting=setting, defense=name, seed=0) for name in ("Vanilla", "AT"))
+    looked = 40 * 4 * (3 + 1 + 2)
+    assert [c.forwards for c in plan([vanilla, at], place)] == [
+        150 * 2 + looked,
+        150 * 2 * (11 + 1) + looked,
+    ]
+    twice = plan([at, replace(at, look="referee")], place)
+    assert twice[1].state == "to look at" and twice[1].forwards == 40 * (7 * (3 + 3) + 3 * 5)
+    missing = plan([Job(setting=CPU.transfer[0], defense="Vanilla", seed=0)], Place(tmp_path, tmp_path))
+    assert "busi is not there" in missing[0].state and missing[0].forwards is None
+
+
+def test_shares_part_the_nets():
+    every = book.jobs_of("all", CPU, "ours")
+    parts = [jobs.share(every, part, 3) for part in range(3)]
+    assert sorted(j.looked for part in parts for j in part) == sorted(j.looked for j in every)
+    nets = [{j.trained for j in part} for part in parts]
+    assert not (nets[0] & nets[1] or nets[0] & nets[2] or nets[1] & nets[2])
+
+
+def test_the_full_scale_is_the_papers():
+    """Its tables have as many cells as the recipes make, and its settings those of section 4."""
+    per = {"table1": 4, "tableS1": 5, "table3": 4, "table4": 2, "tableS2": 5}
+    for name, columns in per.items():
+        nets = {(j.setting, j.defense) for j in tables.LAYOUTS[name].recipe(FULL, "ours")}
+        named = [n for n in nets if n[1] not in REFEREES]
+        assert len(named) * columns == cells.published().filter(table=tables.LAYOUTS[name].table).height
+    assert {s.published for s in FULL.settings()} == set(
+        cells.published().select("architecture", "dataset").unique().rows()
+    )
+    assert all(s.faithful for s in FULL.settings())
+    assert FULL.defended[0].epochs == 200 and FULL.magnitude.epochs == 5 and FULL.transfer[0].epochs == 10
+    uat = Job(setting=FULL.defended[0], defense="UAT-Smooth", seed=0)
+    assert uat.train.lr == 0.1 and uat.train.batch_size == 128 and uat.train.weight_decay == 5e-4
+    assert uat.value.attack.steps == 5 and uat.value.attack.ball.eps == 8 / 255
+    assert uat.attacks["ConfSmooth"].ball.eps == 0.03 and uat.attacks["ConfSmooth"].steps == 20
+    assert [len(set(d)) for d in (DEFENDED, COUNTS)] == [7, 5]
+
+
+def test_only_the_papers_own_setting_counts_as_run():
+    assert CPU.magnitude.faithful
+    assert not any(s.faithful for s in (*CPU.transfer[:3], *CPU.defended, CPU.counted, *TINY.settings()))
+    assert replace(FULL.transfer[0], fast=True, batch_size=1).faithful
+    assert not replace(FULL.transfer[0], test=100).faithful
+
+
+def test_stand_ins_go_by_their_own_name_beside_the_papers():
+    told = CPU.told(model={"EfficientNet-B0": "timm/lite"}, data={"MSTAR": "npz:radar/chips.npz"}, seeds=1)
+    mstar = next(s for s in told.transfer if s.published == ("EfficientNet-B0", "MSTAR"))
+    assert (mstar.architecture, mstar.dataset, mstar.model, mstar.data) == (
+        "lite",
+        "chips",
+        "timm/lite",
+        "npz:radar/chips.npz",
+    )
+    assert not mstar.faithful and told.seeds == 1
+
+
+def test_a_score_of_the_papers_own_numbers_is_full_marks():
+    """The paper's own table as ours: every cell run, none apart; one moved by three deviations is."""
+    layout = tables.LAYOUTS["table3"]
+    theirs = cells.published().filter(table="3").drop("table")
+    extra = {"reading": pl.lit("ours"), "n": pl.lit(3), "spread": pl.lit(None), "images": pl.lit(10_000)}
+    frame = tables.beside(layout, FULL, theirs.with_columns(**extra))
+    row = tables.score({"table3": frame}).row(0, named=True)
+    assert (row["run"], row["stand-in"], row["judged"], row["within 2 std"]) == (84, 0, 84, 84)
+    moved = theirs.with_row_index().with_columns(
+        mean=pl.when(pl.col("index") == 5).then(pl.col("mean") + 3 * pl.col("std")).otherwise("mean")
+    )
+    frame = tables.beside(layout, FULL, moved.drop("index").with_columns(**extra))
+    assert tables.score({"table3": frame})["within 2 std"].item() == 83
+    assert frame["apart"].max() == pytest.approx(3 / 2**0.5)
+
+
+def test_readings_of_the_attacks():
+    setting = FULL.magnitude
+    assert [attacks_of(setting, r)["ConfSmooth"].keep for r in ("ours", "paper", "cited")] == [
+        "best",
+        "last",
+        "last",
+    ]
+    shares = [attacks_of(setting, r)["Dropout"].ball.keep_fraction for r in ("ours", "paper", "cited")]
+    assert shares == [0.95, 0.05, 0.05]
+    assert attacks_of(setting, "cited")["Dropout"].uses_labels
+    free = unheld(setting)
+    assert [type(free[a].ball) for a in free] == [Unclipped, Scattered, Free, Free]
+    assert all(free[a].keep == "last" for a in free)
+
+
+def test_what_is_not_held_leaves_the_box_and_the_ball():
+    """A linear net whose gap falls everywhere along -1: twenty steps of 5/255 go that far."""
+
+    def net(x):
+        z = x.flatten(1).sum(dim=1)
+        return torch.stack([z + 5, torch.zeros_like(z)], dim=1)
+
+    x = torch.full((1, 1, 2, 2), 0.01)
+    setting = replace(FULL.magnitude, steps=3)
+    pgd = unheld(setting)["PGD"](net, x, torch.tensor([0]))
+    torch.testing.assert_close(pgd, x - 0.03)  # held to S, below 0
+    free = unheld(setting)["ConfSmooth"](net, x)
+    torch.testing.assert_close(free, x - 5 / 255 * (1 + 1.1 + 1.21))  # eq. 5: each step 1.1 times the last
+    held = attacks_of(setting, "paper")["ConfSmooth"](net, x)
+    torch.testing.assert_close(held, torch.zeros_like(x))
+
+
+def test_scattered_changes_are_a_twentieth_twenty_times_as_large():
+    x, center = torch.full((1, 1, 400, 400), 0.53), torch.full((1, 1, 400, 400), 0.5)
+    moved = Scattered(Unclipped(0.03), 0.05).project(x, center, Draw.of(center, None)) - center
+    on = moved != 0
+    share, deviation = on.double().mean().item(), (0.05 * 0.95 / 160_000) ** 0.5
+    assert abs(share - 0.05) < 4 * deviation
+    torch.testing.assert_close(moved[on], torch.full_like(moved[on], 0.6))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["table9"], "unknown target 'table9': did you mean table"),
+        (["table1", "--jobs", "2/2"], "--jobs takes i/n with i from 0 to n - 1"),
+        (["table1", "--model", "LeNet"], "--model takes NAME=VALUE"),
+        (["table1", "--data", "SVHN=npz:x.npz"], "--data names SVHN, which this scale has not"),
+        (["table1", "--root", "nowhere"], "busi is not there"),
+    ],
+)
+def test_refusals(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["reproduce", *flags, "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+
+
+def test_a_figure_without_its_nets_says_so(tmp_path):
+    pages = book.Book(
+        scale=scale("tiny"),
+        reading="ours",
+        place=Place(tmp_path, Path("data")),
+        folder=tmp_path / "pages",
+        command="poise reproduce figure2",
+    )
+    with pytest.raises(InputError, match="figure2 needs nets that have not been run"):
+        book.write("figure2", pages)
+    assert [p.name for p in book.write("table4", pages)] == ["table4-tiny.md"]
+    assert "| not run |" in (tmp_path / "pages" / "table4-tiny.md").read_text()
+
+
+def test_the_head_has_the_command_without_paths(tmp_path):
+    """What changes the numbers is in it; where files lie is not."""
+    main(
+        [
+            *("reproduce", "figureS2", "--scale", "tiny", "--out", str(tmp_path / "runs")),
+            *("--results", str(tmp_path / "pages"), "--reading", "paper", "--seeds", "1"),
+        ]
+    )
+    text = (tmp_path / "pages" / "figureS2-tiny-paper.md").read_text()
+    assert "`poise reproduce figureS2 --scale tiny --reading paper --seeds 1`" in text
+    assert str(tmp_path) not in text
