@@ -57,6 +57,8 @@ class Job:
             lr=s.lr,
             augment=s.augment,
             freeze=s.freeze,
+            precision=s.precision,
+            channels_last=s.channels_last,
             weights=s.weights,
             eps_warmup=0.0 if isinstance(self.value, Vanilla) or self.unprojected else s.eps_warmup,
         )

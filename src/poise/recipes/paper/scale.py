@@ -8,7 +8,7 @@ from pathlib import Path
 
 from poise.checks import InputError
 from poise.naming import lookup
-from poise.training.job import Augment
+from poise.training.job import Augment, Precision
 
 S_TRAIN, S_TEST, STEP = 8 / 255, 0.03, 5 / 255  # sections 4.1 and 4.2
 
@@ -22,7 +22,7 @@ class Setting:
         beside: the paper's (architecture, dataset) whose numbers stand beside; its own by default.
         model, weights, data: what `poise` calls them.
         epochs: of training; 0 takes the weights as they are.
-        lr, augment, freeze: of training.
+        lr, augment, freeze, precision, channels_last: of training.
         train, test: so many images of each split, the same share of every class; all by default.
         train_eps, eps: S in training and in evaluation.
         step: the first step's size, in training and in evaluation.
@@ -42,6 +42,8 @@ class Setting:
     lr: float = 0.1
     augment: Augment = "none"
     freeze: str | None = None
+    precision: Precision = "32-true"
+    channels_last: bool = False
     train: int | None = None
     test: int | None = None
     train_eps: float = S_TRAIN
@@ -229,6 +231,16 @@ CPU = Scale(
     counted=replace(SMALL, beside=("WideResNet-50", "CIFAR-10")),
 )
 
+# one GPU, minutes instead of days: ResNet-18 for 25 epochs, one seed
+QUICK = replace(FULL.defended[0], epochs=25, precision="bf16-mixed", channels_last=True, batch_size=1000)
+GPU = replace(
+    FULL,
+    name="gpu",
+    seeds=1,
+    defended=(QUICK,),
+    counted=replace(QUICK, beside=("WideResNet-50", "CIFAR-10")),
+)
+
 DIGITS = replace(
     LENET,
     dataset="digits",
@@ -261,4 +273,4 @@ TINY = Scale(
     counted=replace(FEW, beside=("WideResNet-50", "CIFAR-10")),
     held=40,
 )
-SCALES: Mapping[str, Scale] = {"tiny": TINY, "cpu": CPU, "full": FULL}
+SCALES: Mapping[str, Scale] = {"tiny": TINY, "cpu": CPU, "gpu": GPU, "full": FULL}
