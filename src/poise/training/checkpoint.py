@@ -7,8 +7,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,22 +45,10 @@ def save(run: Run) -> None:
         "digest": digest(tensors),
     }
     newest = run.folder / NEWEST
-    with writing(run.folder):
+    with store.writing(run.folder):
         if newest.exists():
             newest.replace(run.folder / PREVIOUS)
         store.write_tensors(newest, tensors, {name: json.dumps(value) for name, value in facts.items()})
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn what the system says while files of a run are written into a message with a way out."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"a file in {str(folder)!r} could not be written ({error.strerror}): make room, and the same "
-            "command goes on from the last checkpoint"
-        ) from error
 
 
 def restore(run: Run) -> None:

@@ -203,8 +203,9 @@ def _put(book: Book, name: str, text: str, frame: pl.DataFrame | None = None) ->
     """The page and its numbers, named by scale, and by reading where it is not the default."""
     suffix = "" if book.reading == "ours" else f"-{book.reading}"
     file = book.folder / f"{name}-{book.scale.name}{suffix}.md"
-    store.write_text(file, text)
-    if frame is not None:
-        store.write_text(file.with_suffix(".csv"), frame.write_csv())
-        store.write_frame(file.with_suffix(".parquet"), frame)
+    with store.writing(book.folder):
+        store.write_text(file, text)
+        if frame is not None:
+            store.write_text(file.with_suffix(".csv"), frame.write_csv())
+            store.write_frame(file.with_suffix(".parquet"), frame)
     return file

@@ -120,7 +120,8 @@ def _unheld(job: Job, place: Place, progress: Progress) -> None:
             rows.append(pl.DataFrame({"attack": [name] * len(x), **_numpy(columns)}))
             done += len(x)
             progress(name, done, len(test))
-    store.write_frame(file, pl.concat(rows))
+    with store.writing(file.parent):
+        store.write_frame(file, pl.concat(rows))
 
 
 def _referee(job: Job, place: Place, progress: Progress) -> None:
@@ -132,7 +133,8 @@ def _referee(job: Job, place: Place, progress: Progress) -> None:
     if (out / "comparison.parquet").exists():
         return
     frame = compare([place.net(job)], rest, held, out, eps=s.eps, steps=s.steps, progress=progress)
-    store.write_frame(out / "comparison.parquet", frame)
+    with store.writing(out):
+        store.write_frame(out / "comparison.parquet", frame)
 
 
 def _numpy(columns: dict[str, torch.Tensor]) -> dict[str, object]:
