@@ -224,8 +224,8 @@ def test_names_are_unique_and_everything_is_said():
 
 
 def salient(pgd, dropout, adaptive, confsmooth):
-    attacks = ("PGD", *UNDER)
-    values = (pgd, dropout, adaptive, confsmooth)
+    attacks = ("PGD", *UNDER, "chance")
+    values = (pgd, dropout, adaptive, confsmooth, 1.0)
     return frame(*((Ref("Vanilla", a, "salience"), v) for a, v in zip(attacks, values, strict=True)))
 
 

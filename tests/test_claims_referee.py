@@ -102,6 +102,6 @@ def test_the_attacks_gap_when_trained_out_of_the_ball(free, held, expected):
 def test_auto_against_the_papers_attacks(auto, expected):
     """Below the lowest of the three, whichever that is; a tie is not below."""
     for lowest in UNDER:
-        cells = [(Ref("AT", a, "msp"), 0.2 if a == lowest else 0.3) for a in UNDER]
-        found = frame(*cells, (Ref("AT", "Auto", "msp"), auto))
+        cells = [(Ref("AT", a, "msp_referee"), 0.2 if a == lowest else 0.3) for a in UNDER]
+        found = frame(*cells, (Ref("AT", "Auto", "msp_referee"), auto))
         assert verdict(BY_NAME["auto-below-the-papers-attacks"], found)[0] == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from poise.recipes.paper.claims import CLAIMS, REFEREE, judge
 from poise.recipes.paper.figures import FIGURES, weights
 from poise.recipes.paper.jobs import Job
 from poise.recipes.paper.readings import READINGS, Reading
-from poise.recipes.paper.run import Place
+from poise.recipes.paper.run import Place, finished
 from poise.recipes.paper.scale import Scale
 from poise.recipes.paper.tables import LAYOUTS
 from poise.report.paper_figures import save
@@ -27,6 +26,10 @@ FIGURE_JOBS = {
     "figureS1": jobs.figure_s1,
     "figureS2": jobs.figure_s1,
 }
+UNHELD = (
+    "\n*unheld*: what the sizes in the paper's Table 2 suggest, PGD and Dropout held to S but not to "
+    "[0, 1], Adaptive and ConfSmooth to neither, Dropout's survivors rescaled, the last iterate.\n"
+)
 TARGETS = (*LAYOUTS, *FIGURE_JOBS, "claims", "all")
 
 
@@ -40,14 +43,19 @@ class Book:
     folder: Path
     command: str
 
-    def head(self, title: str) -> str:
-        """Title, command and circumstances."""
-        facts = store.circumstances()
+    def head(self, title: str, shown: Sequence[Job]) -> str:
+        """Title, command, and the circumstances in which the jobs shown were run."""
+        done = [store.read_job(self.place.look(job)) for job in shown if finished(job, self.place)]
+        ran = {
+            "torch": {run["versions"]["torch"] for run in done},
+            "Python": {run["versions"]["python"] for run in done},
+            "on": {f"{run['device']}, {run['threads']} thread(s)" for run in done},
+            "commit": {run["commit"] or "unknown" for run in done},
+        }
+        told = "; ".join(f"{name} {' and '.join(sorted(values))}" for name, values in ran.items() if values)
         return (
             f"# {title}\n\n"
-            f"`{self.command}`, scale {self.scale.name}, commit {facts['commit']}, torch "
-            f"{facts['versions']['torch']}, Python {platform.python_version()}, {facts['device']}, "
-            f"{facts['threads']} thread(s).\n\n"
+            f"`{self.command}`. Runs: {told or 'none'}. Page: commit {store.circumstances()['commit']}.\n\n"
             f"Reading *{self.reading}*: {READINGS[self.reading]}.\n"
         )
 
@@ -91,13 +99,24 @@ def _table(name: str, book: Book, found: pl.DataFrame) -> Path:
     layout = LAYOUTS[name]
     frame = tables.beside(layout, book.scale, found)
     spread = "over images" if layout.table == "2" else "over seeds"
+    head = book.head(f"{layout.title} (Table {layout.table})", layout.recipe(book.scale, book.reading))
+    told = UNHELD if layout.table == "2" else ""
     text = (
-        f"{book.head(f'{layout.title} (Table {layout.table})')}\n"
+        f"{head}\n"
         f"In each cell: ours / the paper's, mean ± standard deviation {spread}. n: seeds × test images. A "
-        "dash: not run, or not in the paper. *A (for B)*: A stands in for the paper's B.\n\n"
-        f"{tables.markdown(layout, frame)}"
+        "dash: not run, or not in the paper. *A (for B)*: A stands in for the paper's B. A star at the "
+        "reading: not the paper's own architecture, data, budgets, images or length of training.\n"
+        f"{told}\n{tables.markdown(layout, frame)}{_collapsed(found)}"
     )
     return _put(book, name, text, frame)
+
+
+def _collapsed(found: pl.DataFrame) -> str:
+    """Which nets answer one class for every image; their rows mean nothing."""
+    fallen = found.filter(pl.col("metric") == "collapsed", pl.col("mean") > 0)
+    rows = fallen.select("architecture", "dataset", "defense", "mean", "n").unique(maintain_order=True)
+    told = [f"{a} on {d}, {name} ({mean * n:.0f} of {n})" for a, d, name, mean, n in rows.rows()]
+    return f"\nCollapsed to one class, here or in another table: {'; '.join(told)}.\n" if told else ""
 
 
 def _figure(name: str, book: Book, *, strict: bool) -> Path | None:
@@ -107,17 +126,19 @@ def _figure(name: str, book: Book, *, strict: bool) -> Path | None:
         if not strict:
             return None
         raise InputError(f"{name} needs nets that have not been run: {error}") from error
-    stem = f"{name}-{book.scale.name}"
+    stem = _stem(book, name)
     save(display, book.folder, stem)
     doc = FIGURES[name].__doc__ or ""
-    text = f"{book.head(doc.splitlines()[0].rstrip('.'))}\n{told}\n\n![{name}]({stem}.svg)\n"
+    head = book.head(doc.splitlines()[0].rstrip("."), FIGURE_JOBS[name](book.scale, book.reading))
+    text = f"{head}\n{told}\n\n![{name}]({stem}.svg)\n"
     return _put(book, name, text)
 
 
 def _claims(book: Book, found: pl.DataFrame) -> Path:
     frame = verdicts(book, found)
     groups = (("The paper's claims", CLAIMS), ("What a referee would ask", REFEREE))
-    text = book.head("The paper's claims, judged")
+    text = book.head("The paper's claims, judged", jobs_of("claims", book.scale, book.reading))
+    text += f"{UNHELD}Table 2's claims are judged on *unheld*, those on salience on attacks held to S.\n"
     text += (
         "\nEach statement is judged on the cells that were run; *not run* where one that it needs is "
         "missing. *Clear*: the difference that decides exceeds the pooled standard deviation over seeds. "
@@ -161,11 +182,12 @@ def _weighed(book: Book) -> pl.DataFrame:
     """The cells `salience` of Table 2's nets, mean over images, then over seeds."""
     rows = []
     for job in jobs.table2(book.scale, book.reading):
-        if job.look != "attacked" or not (book.place.net(job) / "model.safetensors").exists():
+        if job.look != "attacked" or not finished(job, book.place):
             continue
         file = book.place.look(job) / "salience.parquet"
         if not file.exists():
-            store.write_frame(file, weights(job, book.place))
+            with store.writing(file.parent):
+                store.write_frame(file, weights(job, book.place))
         means = pl.read_parquet(file).group_by("attack", maintain_order=True).agg(pl.col("salient").mean())
         rows += [
             (job.setting.architecture, job.setting.dataset, "Vanilla", attack, "salience", mean, job.seed)
@@ -185,10 +207,11 @@ def _score(book: Book, found: pl.DataFrame) -> Path:
     board = pl.concat([board, total], how="vertical_relaxed")
     verdict = verdicts(book, found)["verdict"].value_counts(sort=True).rows()
     text = (
-        f"{book.head('Scoreboard')}\n"
-        "*run*: cells of the paper measured in its own setting; *stand-in*: by another net or data set; "
-        "*judged*: both sides have a standard deviation; *within 2 std*: of those, the difference is "
-        f"within two pooled ones.\n\n{_markdown(board)}\n"
+        f"{book.head('Scoreboard', jobs_of('all', book.scale, book.reading))}\n"
+        "*run*: cells of the paper measured in its own setting, in whatever reading (of Table 2, "
+        "*unheld*); *stand-in*: by another net, other data or shorter training; *judged*: both sides have "
+        "a standard deviation over seeds; *within 2 std*: of those, the difference is within two pooled "
+        f"ones.\n\n{_markdown(board)}\n"
         f"Claims: {', '.join(f'{count} {name}' for name, count in verdict)}.\n"
     )
     return _put(book, "scoreboard", text, board)
@@ -199,10 +222,13 @@ def _markdown(frame: pl.DataFrame) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
+def _stem(book: Book, name: str) -> str:
+    return f"{name}-{book.scale.name}" + ("" if book.reading == "ours" else f"-{book.reading}")
+
+
 def _put(book: Book, name: str, text: str, frame: pl.DataFrame | None = None) -> Path:
     """The page and its numbers, named by scale, and by reading where it is not the default."""
-    suffix = "" if book.reading == "ours" else f"-{book.reading}"
-    file = book.folder / f"{name}-{book.scale.name}{suffix}.md"
+    file = book.folder / f"{_stem(book, name)}.md"
     with store.writing(book.folder):
         store.write_text(file, text)
         if frame is not None:

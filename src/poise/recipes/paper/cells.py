@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from poise import metrics
+from poise import metrics, store
 from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.run import Place
+from poise.recipes.paper.run import Place, finished
 from poise.report import read
 
 SCHEMA = {
@@ -30,10 +30,11 @@ HONEST = {  # of `poise compare`: column -> (attack, metric) of the cell
     "raw": ("Auto", "raw"),
     "at_k": ("Auto", "at_k"),
     "matched": ("Auto", "matched"),
-    "after_auto": ("Auto", "msp"),
-    "pgd_accuracy": ("PGD", "accuracy_long"),
+    "after_auto": ("Auto", "msp_referee"),  # on other images than the tables' attacks
+    "after_dropout": ("Dropout", "msp_referee"),
+    "after_adaptive": ("Adaptive", "msp_referee"),
+    "after_confsmooth": ("ConfSmooth", "msp_referee"),
     "k": ("before", "k"),
-    "clean_at_k": ("before", "at_k"),
     "stable": ("PGD", "stable"),
     "bound": ("PGD", "bound"),
 }
@@ -88,8 +89,10 @@ def _cell(
 
 def _attacked(job: Job, place: Place) -> Iterator[Cell]:
     folder = place.look(job)
-    if not all((folder / name / "records.parquet").exists() for name in job.attacks):
+    if not finished(job, place):
         return
+    fallen = job.train is not None and store.read_job(place.net(job)).get("collapsed", False)
+    yield _cell(job, "before", "collapsed", float(fallen), 0)
     audit = read(folder)
     first = audit.attacked[0].records
     stages = [

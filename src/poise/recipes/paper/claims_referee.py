@@ -24,6 +24,7 @@ from poise.recipes.paper.judging import Claim, Less
 from poise.recipes.paper.terms import Gap, Least, Ref, Same
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
+SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
 READ = {
     "raw": "under auto",
     "at_k": "under auto at k_NLL",
@@ -167,7 +168,7 @@ SCALE = (
         section="not in the paper",
         statement="auto leaves less confidence than each of the paper's attacks, whatever the defense",
         cases=tuple(
-            (Less(auto(d, "msp"), Least(tuple(msp(d, a) for a in UNDER))),)
+            (Less(auto(d, SAME), Least(tuple(cell(a, SAME, d) for a in UNDER))),)
             for d in (*DEFENSES, CHEAP, FREE)
         ),
         separate=True,

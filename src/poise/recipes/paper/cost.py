@@ -17,7 +17,7 @@ from poise.defenses import Defense, Vanilla
 from poise.fast import Fast
 from poise.recipes.estimate import Counted
 from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.run import Place, images
+from poise.recipes.paper.run import Place, finished, images
 from poise.recipes.paper.scale import Setting
 
 
@@ -38,7 +38,7 @@ def plan(jobs: Sequence[Job], place: Place) -> list[Cost]:
             job.train is None or job.trained in seen or (place.net(job) / "model.safetensors").exists()
         )
         seen.add(job.trained)
-        if _finished(job, place):
+        if finished(job, place):
             rows.append(Cost(job.looked, "done", 0, 0.0))
             continue
         try:
@@ -52,14 +52,6 @@ def plan(jobs: Sequence[Job], place: Place) -> list[Cost]:
         state = "to look at" if trained else "to train"
         rows.append(Cost(job.looked, state, forwards, forwards * seconds))
     return rows
-
-
-def _finished(job: Job, place: Place) -> bool:
-    folder = place.look(job)
-    names = {"unheld": ["distances.parquet"], "referee": ["comparison.parquet"]}.get(
-        job.look, [f"{name}/records.parquet" for name in job.attacks]
-    )
-    return all((folder / name).exists() for name in names)
 
 
 @cache

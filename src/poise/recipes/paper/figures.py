@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import polars as pl
-import torch
 
 from poise.attacks import Attack, Descent
+from poise.checks import InputError
 from poise.recipes.paper import jobs
 from poise.recipes.paper.jobs import Job
 from poise.recipes.paper.readings import Reading, attacks_of
-from poise.recipes.paper.run import Place, images, net_of
+from poise.recipes.paper.run import Place, finished, images, net_of
 from poise.recipes.paper.salience import random_signs, salience
 from poise.recipes.paper.scale import Scale
 from poise.recipes.paper.traces import most_oscillating, traces
@@ -22,7 +22,7 @@ from poise.report.figures import Display, Perturbations
 from poise.report.paper_figures import ClassConfidence, ConfidenceGrid, ProbabilityTrace, oscillations
 
 WEIGHED = 500  # images on which perturbations are weighed against saliency
-WALKED = 64  # images of which one walk is shown
+WALKED = 8  # images of which one walk is shown
 
 
 def figure1(scale: Scale, reading: Reading, place: Place) -> tuple[Display, str]:
@@ -34,7 +34,7 @@ def figure1(scale: Scale, reading: Reading, place: Place) -> tuple[Display, str]
     index = int((msp + 2 * (~r.correct[: len(r.x)])).argmin())
     told = (
         f"The right answer among the first {len(r.x)} test images that ConfSmooth leaves least sure; seed "
-        "0. Perturbations are held to S and to [0, 1]; one colour scale for all, in pixel units."
+        "0. One colour scale for all, in pixel units."
     )
     return Perturbations.of(records, index), told
 
@@ -57,8 +57,8 @@ def figure_s1(scale: Scale, reading: Reading, place: Place) -> tuple[Display, st
     told = (
         f"Of the first {len(x)} test images, the right answer whose top class changes most often under "
         f"Dropout ({oscillations(walks['Dropout'][index])} times; the median over all is "
-        f"{often[len(often) // 2]}); seed 0. Step-back attacks stand still where a step would lose the "
-        "label, so their top class cannot change."
+        f"{often[len(often) // 2]}); seed 0. An attack that steps back stands still where a step would "
+        "lose the label, so its top class cannot change."
     )
     return ProbabilityTrace({name: walk[index] for name, walk in walks.items()}, data.classes), told
 
@@ -88,16 +88,11 @@ def weights(job: Job, place: Place) -> pl.DataFrame:
 
 
 def _records(job: Job, place: Place) -> Mapping[str, Records]:
+    if not finished(job, place):
+        raise InputError(f"{job.looked} has not been run to its end")
     return {part.name: part.records for part in read(place.look(job)).attacked}
 
 
 def _walks(attack: Attack) -> Descent:
     assert isinstance(attack, Descent)
     return replace(attack, keep="last")
-
-
-def paired(frame: pl.DataFrame, attack: str, other: str, column: str = "salient") -> tuple[float, float]:
-    """Mean and standard error of the difference of two attacks over the same images."""
-    wide = frame.pivot("attack", index="image", values=column)
-    gap = torch.tensor((wide[attack] - wide[other]).drop_nulls().to_numpy())
-    return float(gap.mean()), float(gap.std() / len(gap) ** 0.5)

@@ -30,7 +30,7 @@ class Job:
     Args:
         setting: architecture, data and budgets.
         defense: as the paper's tables name it.
-        seed: of the training and of the attacks.
+        seed: of the training, and of the draws of attacks that are audited.
         look: "attacked" by the four attacks; "unheld" for Table 2's other reading; "referee" for the
             numbers that scaling the logits cannot improve.
         reading: of the attacks, and of CAAT.
@@ -82,13 +82,14 @@ class Job:
         """What the net is attacked by, by the paper's names."""
         if self.look == "unheld":
             return dict(unheld(self.setting))
-        return attacks_of(self.setting, self.reading)
+        return attacks_of(self.setting, "ours" if self.look == "referee" else self.reading)
 
     @property
     def trained(self) -> str:
         """The name of the net's folder: what it is, and a key of everything it depends on."""
         s = self.setting
-        facts = {"job": repr(self.train), "defense": repr(self.value), "train": s.train, "model": s.model}
+        train = repr(self.train) if self.train else f"{s.weights} on {s.data}"
+        facts = {"job": train, "defense": repr(self.value), "train": s.train, "model": s.model}
         return f"{_slug(s.architecture, s.dataset, _split(self.defense)[0], self.seed)}-{_key(facts)}"
 
     @property

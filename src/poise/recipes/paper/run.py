@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from poise import data, models, store, training
+from poise.checks import InputError
 from poise.data import ImageSet
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import evaluating
@@ -38,17 +39,30 @@ class Place(NamedTuple):
         return self.out / "looked" / job.looked
 
 
-def run(jobs: Sequence[Job], place: Place, *, progress: Progress = silent) -> None:
+def run(jobs: Sequence[Job], place: Place, *, progress: Progress = silent) -> list[str]:
     """Do every job that is not done, in order; the same call again goes on after the last one.
 
-    Raises:
-        InputError: data or weights that are not there.
+    A job that cannot be done, because its data or weights are not there, does not keep the others
+    from theirs: what it says is returned, each reason once.
     """
+    failed: dict[str, None] = {}
     for done, job in enumerate(jobs):
         progress("jobs", done, len(jobs), job.looked)
-        _train(job, place, progress)
-        {"attacked": _attack, "unheld": _unheld, "referee": _referee}[job.look](job, place, progress)
+        try:
+            _train(job, place, progress)
+            {"attacked": _attack, "unheld": _unheld, "referee": _referee}[job.look](job, place, progress)
+        except InputError as error:
+            failed[str(error)] = None
     progress("jobs", len(jobs), len(jobs))
+    return list(failed)
+
+
+def finished(job: Job, place: Place) -> bool:
+    """Whether all that the job's look leaves is there."""
+    names = {"unheld": ["distances.parquet"], "referee": ["comparison.parquet"]}.get(
+        job.look, [f"{name}/records.parquet" for name in job.attacks]
+    )
+    return all((place.look(job) / name).exists() for name in names)
 
 
 def images(setting: Setting, split: str, place: Place, *, seed: int = 0) -> ImageSet:
@@ -61,7 +75,11 @@ def images(setting: Setting, split: str, place: Place, *, seed: int = 0) -> Imag
         seed=seed,
         batch_size=setting.batch_size,
         root=place.root,
-        preparation=Preparation(allow_empty=setting.data == "imagenet"),  # a sample may lack classes
+        preparation=Preparation(
+            size=setting.size,
+            channels="rgb" if setting.size else None,
+            allow_empty=setting.data == "imagenet",  # a sample may lack classes
+        ),
     )
 
 
@@ -84,7 +102,7 @@ def _train(job: Job, place: Place, progress: Progress) -> None:
 
 def _attack(job: Job, place: Place, progress: Progress) -> None:
     """The four attacks, each image's records in a folder an attack."""
-    if all((place.look(job) / name / "records.parquet").exists() for name in job.attacks):
+    if finished(job, place):
         return
     s = job.setting
     model, weights = (s.model, s.weights) if job.train is None else (str(place.net(job)), None)
@@ -96,7 +114,7 @@ def _attack(job: Job, place: Place, progress: Progress) -> None:
 def _unheld(job: Job, place: Place, progress: Progress) -> None:
     """ΔW and SSIM of attacks that leave [0, 1], which no audit accepts."""
     file = place.look(job) / "distances.parquet"
-    if file.exists():
+    if finished(job, place):
         return
     store.open_run(place.look(job), {"kind": "unheld", "net": job.trained, "attacks": repr(job.attacks)})
     net, test = net_of(job, place), images(job.setting, "test", place)
@@ -125,13 +143,13 @@ def _unheld(job: Job, place: Place, progress: Progress) -> None:
 
 
 def _referee(job: Job, place: Place, progress: Progress) -> None:
-    """The numbers of `poise compare`, the scales fitted on test images that are not attacked."""
+    """The numbers of `poise compare`, the scales fitted on test images that are not attacked here."""
+    if finished(job, place):
+        return
     test = data.load(job.setting.data, split="test", root=place.root, batch_size=job.setting.batch_size)
     held, rest = test.divide(min(place.held, len(test) // 2))
     rest = rest.subset(min(job.setting.test or len(rest), len(rest)))
     s, out = job.setting, place.look(job)
-    if (out / "comparison.parquet").exists():
-        return
     frame = compare([place.net(job)], rest, held, out, eps=s.eps, steps=s.steps, progress=progress)
     with store.writing(out):
         store.write_frame(out / "comparison.parquet", frame)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from poise.checks import InputError
+from poise.checks import InputError, check_count
 from poise.naming import lookup
 from poise.training.job import Augment, Precision
 
@@ -28,6 +28,7 @@ class Setting:
         step: the first step's size, in training and in evaluation.
         steps: gradient steps in evaluation.
         eps_warmup: epochs over which S rises in training.
+        size: height and width that images are brought to, in colours; as the data set has it by default.
         fast: attack a prepared copy of the net (`poise.fast`); labels are checked on the net itself.
         batch_size: images a batch in evaluation.
     """
@@ -51,6 +52,7 @@ class Setting:
     step: float = STEP
     steps: int = 20
     eps_warmup: float = 0.0
+    size: int | None = None
     fast: bool = False
     batch_size: int = 128
 
@@ -122,10 +124,11 @@ class Scale:
                 dataset=s.dataset if source is None else Path(source.partition(":")[2] or source).stem,
                 beside=s.beside if net is None and source is None else s.published,
                 model=net or s.model,
-                weights=(weights or {}).get(s.architecture, s.weights),
+                weights=(weights or {}).get(s.architecture, s.weights) if s.weights else None,
                 data=source or s.data,
             )
 
+        check_count("seeds", self.seeds if seeds is None else seeds, 1)
         return replace(
             self,
             seeds=seeds or self.seeds,
@@ -175,6 +178,7 @@ def _transfer(architecture: str, dataset: str) -> Setting:
         epochs=10 if trained else 0,
         freeze="backbone" if trained else None,
         augment="crop-flip" if trained else "none",
+        size=224 if trained else None,
         batch_size=32,
     )
 
@@ -231,7 +235,7 @@ CPU = Scale(
     counted=replace(SMALL, beside=("WideResNet-50", "CIFAR-10")),
 )
 
-# one GPU, minutes instead of days: ResNet-18 for 25 epochs, one seed
+# one GPU: of CIFAR-10 ResNet-18 alone, for 25 epochs, one seed; Tables 1 and 2 as at full scale
 QUICK = replace(FULL.defended[0], epochs=25, precision="bf16-mixed", channels_last=True, batch_size=1000)
 GPU = replace(
     FULL,

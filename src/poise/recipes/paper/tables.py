@@ -72,7 +72,7 @@ LAYOUTS: Mapping[str, Layout] = {
             table="2",
             recipe=jobs.table2,
             settings=lambda scale: (scale.magnitude,),
-            rows=("attack",),
+            rows=("dataset", "attack"),
             columns=(("ΔW", None, "delta_w"), ("SSIM", None, "ssim")),
             digits=4,
         ),
@@ -82,7 +82,7 @@ LAYOUTS: Mapping[str, Layout] = {
             table="3",
             recipe=jobs.table3,
             settings=lambda scale: scale.defended,
-            rows=("architecture", "defense"),
+            rows=("architecture", "dataset", "defense"),
             columns=_under("msp", "before", *UNDER),
         ),
         Layout(
@@ -91,7 +91,7 @@ LAYOUTS: Mapping[str, Layout] = {
             table="4",
             recipe=jobs.table3,
             settings=lambda scale: scale.defended,
-            rows=("architecture", "defense"),
+            rows=("architecture", "dataset", "defense"),
             columns=_under("accuracy", "before", "PGD"),
         ),
         Layout(
@@ -100,7 +100,7 @@ LAYOUTS: Mapping[str, Layout] = {
             table="S2",
             recipe=jobs.table3,
             settings=lambda scale: scale.defended,
-            rows=("architecture", "defense"),
+            rows=("architecture", "dataset", "defense"),
             columns=_under("ece", "before", *UNDER, "PGD"),
         ),
         Layout(
@@ -109,7 +109,7 @@ LAYOUTS: Mapping[str, Layout] = {
             table="S3",
             recipe=jobs.table_s3,
             settings=lambda scale: (scale.counted,),
-            rows=("defense",),
+            rows=("architecture", "dataset", "defense"),
             columns=(("accuracy", "before", "accuracy"), *_under("msp", "before", "ConfSmooth")),
         ),
     )
@@ -121,8 +121,9 @@ def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
 
     Columns: reading, those of PLACE as we name them, theirs (the paper's architecture and data set),
     mean, std, n, images (ours), paper, paper_std, faithful (whether ours is the paper's own setting),
-    apart (|difference| in pooled standard deviations; null where either has none). Of cells that were
-    not run, what is ours is null.
+    apart (|difference| in pooled standard deviations over seeds; 0 where both print alike, null where
+    either has none, and in Table 2, whose deviations seem to be over images). Of cells that were not
+    run, what is ours is null.
 
     Args:
         layout: of the table.
@@ -156,16 +157,21 @@ def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
     names = {"architecture": "their_architecture", "dataset": "their_dataset"}
     on = ["their_architecture", "their_dataset", "defense", "attack", "metric"]
     both = ours.join(theirs.rename(names), on=on, how="full", coalesce=True, maintain_order="right_left")
-    own = pl.col("spread") if layout.table == "2" else pl.col("std")  # Table 2's ± is over images
-    pooled = (own**2 + pl.col("paper_std") ** 2).sqrt()
+    pooled = (pl.col("std") ** 2 + pl.col("paper_std") ** 2).sqrt()
+    gap = (pl.col("mean") - pl.col("paper")).abs()
+    alike = (gap <= 0.5 * 10**-layout.digits) & pooled.is_not_null()
+    apart = pl.when(alike).then(0.0).otherwise(gap / pooled)
     return both.with_columns(
         faithful=pl.col("faithful").fill_null(value=False),
-        apart=(pl.col("mean") - pl.col("paper")).abs() / pooled,
+        apart=pl.lit(None, dtype=pl.Float64) if layout.table == "2" else apart,
     )
 
 
 def markdown(layout: Layout, frame: pl.DataFrame) -> str:
-    """The table: in each cell ours, and the paper's after a stroke; a dash for what was not run."""
+    """The table: in each cell ours, and the paper's after a stroke; a dash for what was not run.
+
+    A star at the reading: not the paper's own architecture, data, budgets, or length of training.
+    """
     keys = [
         {"architecture": "their_architecture", "dataset": "their_dataset"}.get(r, r) for r in layout.rows
     ]
@@ -185,7 +191,8 @@ def markdown(layout: Layout, frame: pl.DataFrame) -> str:
         most = part.select(pl.col("n", "images").max()).to_dicts()[0]
         counts = "-" if most["n"] is None else f"{most['n']} × {most['images']}"
         cells = [_cell(layout, part, attack, metric) for _, attack, metric in layout.columns]
-        lines.append([*names, row["reading"] or "not run", counts, *cells])
+        star = "" if part.filter(pl.col("mean").is_not_null())["faithful"].all() else "*"
+        lines.append([*names, f"{row['reading']}{star}" if row["reading"] else "not run", counts, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
