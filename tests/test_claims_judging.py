@@ -13,7 +13,7 @@ from poise.recipes.paper import settings, terms
 from poise.recipes.paper.claims import CLAIMS, judge
 from poise.recipes.paper.judging import EVERY, MOST, Count, Finding, Less, Margin, Mean
 from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Gap, Least, Ratio, Same, Size, Value
+from poise.recipes.paper.terms import Difference, Least, Ratio, Same, Size, Value
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,15 @@ def test_a_mean_is_judged_by_the_mean():
 
 def test_terms_by_hand():
     numbers = {A: Value(0.2, 0.03), B: Value(0.5, 0.04)}
-    assert terms.value(Gap(A, B), numbers) == pytest.approx((-0.3, 0.05))
-    assert terms.value(Size(Gap(A, B)), numbers) == pytest.approx((0.3, 0.05))
-    assert terms.value(Same(Gap(A, B)), numbers) == pytest.approx((-0.3, 0.0))
+    assert terms.value(Difference(A, B), numbers) == pytest.approx((-0.3, 0.05))
+    assert terms.value(Size(Difference(A, B)), numbers) == pytest.approx((0.3, 0.05))
+    assert terms.value(Same(Difference(A, B)), numbers) == pytest.approx((-0.3, 0.0))
     assert terms.value(Least((B, A, 0.3)), numbers) == (0.2, 0.03)
     mean, std = terms.value(Ratio(A, B), numbers)
     assert mean == pytest.approx(0.4) and std == pytest.approx(0.4 * math.hypot(0.03 / 0.2, 0.04 / 0.5))
-    assert math.isnan(terms.value(Ratio(A, Gap(B, B)), numbers).mean)
-    assert terms.refs(Ratio(Least((A, 1.0)), Same(Size(Gap(B, C))))) == (A, B, C)
-    assert terms.text(Gap(A, Gap(B, 0.5))) == "msp[Vanilla, A] - (msp[Vanilla, B] - 0.5)"
+    assert math.isnan(terms.value(Ratio(A, Difference(B, B)), numbers).mean)
+    assert terms.refs(Ratio(Least((A, 1.0)), Same(Size(Difference(B, C))))) == (A, B, C)
+    assert terms.text(Difference(A, Difference(B, 0.5))) == "msp[Vanilla, A] - (msp[Vanilla, B] - 0.5)"
     assert terms.text(Least((A, B._replace(defense="AT")))) == "least msp[Vanilla|AT, A|B]"
     assert terms.text(Least((A, 0.5))) == "least of msp[Vanilla, A], 0.5"
 

@@ -17,7 +17,7 @@ from poise.recipes.paper.claims_parts import (
 )
 from poise.recipes.paper.judging import MOST, Claim, Less
 from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Gap, Ratio
+from poise.recipes.paper.terms import Difference, Ratio
 
 LARGER = Pair("larger", "ResNet-18", firsts=("ResNet-50", "WideResNet-50"), seconds=("ResNet-18",))
 
@@ -82,7 +82,9 @@ TABLE_4 = (
         name="uat-smooth-8-points-below-at",
         section="5.4, Table 4",
         statement="on ResNet-18, UAT-Smooth's clean accuracy is 0.08 below AT's (to 0.02)",
-        cases=((near(Gap(accuracy("AT", "before"), accuracy("UAT-Smooth", "before")), 0.08, 0.02),),),
+        cases=(
+            (near(Difference(accuracy("AT", "before"), accuracy("UAT-Smooth", "before")), 0.08, 0.02),),
+        ),
         tables=("4",),
         scope=Scope(architectures=("ResNet-18",)),
     ),

@@ -17,12 +17,12 @@ from poise.recipes.paper.claims_parts import (
     others,
 )
 from poise.recipes.paper.judging import MOST, Claim, Less, Mean
-from poise.recipes.paper.terms import Gap, Least
+from poise.recipes.paper.terms import Difference, Least
 
 
-def extra(defense: str) -> Gap:
+def extra(defense: str) -> Difference:
     """How far ConfSmooth goes below Adaptive."""
-    return Gap(msp(defense, "Adaptive"), msp(defense))
+    return Difference(msp(defense, "Adaptive"), msp(defense))
 
 
 TABLE_3 = (
@@ -155,7 +155,7 @@ FIGURE_2 = (
         cases=tuple(
             highest(
                 *(
-                    Gap(cell(attack, RIGHT, d), cell(attack, WRONG, d))
+                    Difference(cell(attack, RIGHT, d), cell(attack, WRONG, d))
                     for d in ("UAT-Smooth", "Vanilla", "CAAT")
                 )
             )

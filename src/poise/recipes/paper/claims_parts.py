@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poise.recipes.paper.judging import Case, Claim, Less
-from poise.recipes.paper.terms import Gap, Ref, Same, Size, Term
+from poise.recipes.paper.terms import Difference, Ref, Same, Size, Term
 
 UNDER = ("Dropout", "Adaptive", "ConfSmooth")  # the underconfidence attacks
 BINARY = ("Breast Cancer Ultrasound", "BreastMNIST", "PneumoniaMNIST")  # data sets of two classes
@@ -32,7 +32,7 @@ def highest(ours: Term, *rivals: Term) -> Case:
 
 def near(term: Term, target: Term, tolerance: float) -> Less:
     """Less than the tolerance away from the target."""
-    return Less(Size(Gap(term, target)), tolerance)
+    return Less(Size(Difference(term, target)), tolerance)
 
 
 def msp(defense: str, attack: str = "ConfSmooth") -> Ref:
@@ -57,7 +57,7 @@ def ece(defense: str, attack: str) -> Ref:
 
 def calibration_gap(defense: str, attack: str) -> Term:
     """|MSP − accuracy|, the accuracy taken before, as attacks that keep the label leave it."""
-    return Size(Gap(cell(attack, "msp", defense), cell("before", "accuracy", defense)))
+    return Size(Difference(cell(attack, "msp", defense), cell("before", "accuracy", defense)))
 
 
 def consistent(*defenses: str, tables: tuple[str, ...]) -> tuple[Claim, ...]:

@@ -21,7 +21,7 @@ from poise.recipes.paper.claims_parts import (
     others,
 )
 from poise.recipes.paper.judging import Claim, Less
-from poise.recipes.paper.terms import Gap, Least, Ref, Same
+from poise.recipes.paper.terms import Difference, Least, Ref, Same
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
 SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
@@ -196,8 +196,8 @@ UNPROJECTED = (
         cases=(
             (
                 Less(
-                    Gap(msp(FREE, "Adaptive"), msp(FREE)),
-                    Gap(msp("UAT-Smooth", "Adaptive"), msp("UAT-Smooth")),
+                    Difference(msp(FREE, "Adaptive"), msp(FREE)),
+                    Difference(msp("UAT-Smooth", "Adaptive"), msp("UAT-Smooth")),
                 ),
             ),
         ),

@@ -25,7 +25,7 @@ class Value(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Gap:
+class Difference:
     """high − low."""
 
     high: Term
@@ -61,14 +61,14 @@ class Same:
     of: Term
 
 
-Term: TypeAlias = "Ref | float | Gap | Size | Ratio | Least | Same"
+Term: TypeAlias = "Ref | float | Difference | Size | Ratio | Least | Same"
 Numbers: TypeAlias = Mapping[Ref, Value]
 
 
 def refs(term: Term) -> tuple[Ref, ...]:
     """The cells that a term reads.
 
-    >>> refs(Gap(Ref("AT", "PGD", "msp"), 0.5))
+    >>> refs(Difference(Ref("AT", "PGD", "msp"), 0.5))
     (Ref(defense='AT', attack='PGD', metric='msp', net=''),)
     """
     match term:
@@ -76,7 +76,7 @@ def refs(term: Term) -> tuple[Ref, ...]:
             return (term,)
         case Size(of) | Same(of):
             return refs(of)
-        case Gap(a, b) | Ratio(a, b):
+        case Difference(a, b) | Ratio(a, b):
             return refs(a) + refs(b)
         case Least(of):
             return tuple(ref for part in of for ref in refs(part))
@@ -88,7 +88,7 @@ def value(term: Term, numbers: Numbers) -> Value:
     """The term's mean and standard deviation, its cells taken as independent; NaN for a ratio to 0.
 
     >>> a, b = Ref("AT", "PGD", "msp"), Ref("AT", "before", "msp")
-    >>> value(Gap(b, a), {a: Value(0.5, 0.03), b: Value(0.75, 0.04)})
+    >>> value(Difference(b, a), {a: Value(0.5, 0.03), b: Value(0.75, 0.04)})
     Value(mean=0.25, std=0.05)
 
     Raises:
@@ -102,7 +102,7 @@ def value(term: Term, numbers: Numbers) -> Value:
             return Value(abs(mean), std)
         case Same(of):
             return Value(value(of, numbers).mean, 0.0)
-        case Gap(a, b):
+        case Difference(a, b):
             high, low = value(a, numbers), value(b, numbers)
             return Value(high.mean - low.mean, pooled(high.std, low.std))
         case Ratio(a, b):
@@ -136,7 +136,7 @@ def _ratio(over: Value, under: Value) -> Value:
 def text(term: Term) -> str:
     """The term in words.
 
-    >>> text(Gap(Ref("AT", "before", "msp"), Ref("AT", "PGD", "msp")))
+    >>> text(Difference(Ref("AT", "before", "msp"), Ref("AT", "PGD", "msp")))
     'msp[AT, before] - msp[AT, PGD]'
     """
     match term:
@@ -146,8 +146,8 @@ def text(term: Term) -> str:
             return f"|{text(of)}|"
         case Same(of):
             return text(of)
-        case Gap(a, b):
-            return f"{text(a)} - ({text(b)})" if isinstance(b, Gap) else f"{text(a)} - {text(b)}"
+        case Difference(a, b):
+            return f"{text(a)} - ({text(b)})" if isinstance(b, Difference) else f"{text(a)} - {text(b)}"
         case Ratio(a, b):
             return f"{text(a)} / {text(b)}"
         case Least(of):
