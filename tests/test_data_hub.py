@@ -73,6 +73,7 @@ def hub(monkeypatch, tmp_path):
 
     module = ModuleType("datasets")
     module.load_dataset, module.Image, module.ClassLabel = load_dataset, ImageFeature, ClassLabel
+    module.exceptions = SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {}))
     module.DownloadConfig = lambda local_files_only: SimpleNamespace(local_files_only=local_files_only)
     monkeypatch.setitem(sys.modules, "datasets", module)
     return SimpleNamespace(calls=calls, rows=rows, parts=parts)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import struct
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,30 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from poise import store
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 
 FORMAT = "poise adversarial set 1"
 MODES = {1: "L", 3: "RGB"}  # a picture of so many channels
 PICTURES = ("x", "x_adv")
 FACTS = "set.json"
-DAMAGE = (  # what the readers of JSON, PNG and zip files raise where these are broken
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    SyntaxError,
-    RuntimeError,  # a zip member is encrypted
-    RecursionError,  # JSON is nested too deep
-    NotImplementedError,  # a zip member is compressed in a way that zipfile does not know
-    MemoryError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
+DAMAGE = (*BROKEN, Image.DecompressionBombError)
 
 
 def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 from poise.preparation import Channels, Preparation
 
 LARGEST = 89_478_485  # pixels; Pillow's limit, a quarter of a gigabyte in colour
@@ -124,7 +124,7 @@ def _reading(name: str) -> Iterator[None]:
         raise too_large(name, "more than 178 million") from error
     except Image.DecompressionBombWarning as error:  # where warnings are errors
         raise too_large(name, "more than 89 million") from error
-    except Exception as error:  # of a damaged header its parsers let struct.error, KeyError ... through
+    except BROKEN as error:
         raise unreadable(name, error) from error
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 from poise.data.arrays import ImageSet, Split
 from poise.data.decoding import opened
 from poise.data.folders import check_filled, keep
@@ -102,7 +102,7 @@ def _load(datasets: Any, path: str, config: str | None, split: Split, download: 
     try:
         here = datasets.DownloadConfig(local_files_only=not download)
         parts = datasets.load_dataset(path, config, download_config=here)
-    except Exception as error:  # the hub's client and the tables' parsers have errors of no common base
+    except (*BROKEN, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"the Hugging Face data set {path!r} cannot be had ({reason}): look at its name, "

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 from poise.models.extras import require
 from poise.models.normalize import Classifier, Normalize, check_answers, check_colours
 from poise.models.weights import head
@@ -101,9 +103,12 @@ def normalisation(about: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 def _had(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What one call of transformers gives."""
+    from huggingface_hub import errors  # which transformers needs
+
+    strict = getattr(errors, "StrictDataclassError", OSError)  # of configurations, in newer versions
     try:
         return load(*args, **options)
-    except Exception as error:  # its client, JSON, safetensors and configurations' own checks share no base
+    except (*BROKEN, ImportError, SafetensorError, UnpicklingError, strict) as error:
         raise InputError(f"hf/{name} cannot be had: {error}") from error
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,7 +63,7 @@ def check_answers(name: str, net: nn.Module, classes: int, shape: tuple[int, int
     try:
         with torch.no_grad():
             logits = net(image)
-    except Exception as error:  # the net is anybody's code, and raises what its author chose
+    except BROKEN as error:
         size = getattr(net, "size", None)
         hint = f": it was trained on {size[0]}×{size[1]} pixels, prepare the images so" if size else ""
         raise InputError(f"{name} fails on an image of shape {tuple(shape)}{hint} ({error})") from error

@@ -88,9 +88,12 @@ def onnx(
     options.intra_op_num_threads = torch.get_num_threads()
     available = runtime.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    theirs = runtime.capi.onnxruntime_pybind11_state
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
+    refusals = [getattr(theirs, kind) for kind in (*names, "NoSuchFile", "RuntimeException")]
     try:
         session = runtime.InferenceSession(name, options, providers=providers)
-    except Exception as error:  # onnxruntime's (Fail, InvalidGraph ...) share no other base
+    except (*refusals, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{name!r} is no ONNX file that onnxruntime reads: {error}") from error
     _check_input(name, session.get_inputs(), shape)
     model = OnnxModel(name, session).eval()

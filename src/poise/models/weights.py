@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 
 # of DataParallel, Lightning, torch.compile, poise, and timm inside Hugging Face
 WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "timm_model.")
@@ -41,7 +43,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # SafetensorError and UnpicklingError have no other base
+    except (*BROKEN, SafetensorError, UnpicklingError) as error:
         raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
     state = _state_dict(content)
     if state is None:

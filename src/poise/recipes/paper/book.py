@@ -87,7 +87,10 @@ def write(target: str, book: Book) -> list[Path]:
         and target != "claims"
         and (page := _figure(name, book, strict=target == name))
     ]
-    return pages + ([_claims(book, found), _score(book, found)] if target in ("claims", "all") else [])
+    if target not in ("claims", "all"):
+        return pages
+    judged = verdicts(book, found)
+    return [*pages, _claims(book, judged), _score(book, found, judged)]
 
 
 def measured(book: Book) -> pl.DataFrame:
@@ -134,8 +137,7 @@ def _figure(name: str, book: Book, *, strict: bool) -> Path | None:
     return _put(book, name, text)
 
 
-def _claims(book: Book, found: pl.DataFrame) -> Path:
-    frame = verdicts(book, found)
+def _claims(book: Book, frame: pl.DataFrame) -> Path:
     groups = (("The paper's claims", CLAIMS), ("What a referee would ask", REFEREE))
     text = book.head("The paper's claims, judged", jobs_of("claims", book.scale, book.reading))
     text += f"{UNHELD}Table 2's claims are judged on *unheld*, those on salience on attacks held to S.\n"
@@ -200,12 +202,12 @@ def _weighed(book: Book) -> pl.DataFrame:
     return frame.group_by(names[:5], maintain_order=True).agg(**spread).with_columns(table=pl.lit("2"))
 
 
-def _score(book: Book, found: pl.DataFrame) -> Path:
+def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
     frames = {name: tables.beside(layout, book.scale, found) for name, layout in LAYOUTS.items()}
     board = tables.score(frames)
     total = board.select(pl.lit("all").alias("table"), pl.exclude("table").sum())
     board = pl.concat([board, total], how="vertical_relaxed")
-    verdict = verdicts(book, found)["verdict"].value_counts(sort=True).rows()
+    verdict = judged["verdict"].value_counts(sort=True).rows()
     text = (
         f"{book.head('Scoreboard', jobs_of('all', book.scale, book.reading))}\n"
         "*run*: cells of the paper measured in its own setting, in whatever reading (of Table 2, "
