@@ -173,7 +173,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(str(file), framework="pt") as content:
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+            names = content.keys()
+            tensors = {name: content.get_tensor(name) for name in names}
             return tensors, dict(content.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise InputError(f"{str(file)!r} cannot be read: {error}") from error
