@@ -13,6 +13,7 @@ from poise.models.lenet import lenet, lenet5_advertorch
 from poise.models.normalize import Classifier, Normalize
 from poise.models.onnx_models import onnx
 from poise.models.robust_bench import robust_bench
+from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
 from poise.models.timm_models import timm_model
 from poise.models.user_file import from_file
@@ -24,6 +25,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a mo
     "lenet": lenet,
     "lenet5-advertorch": lenet5_advertorch,
     "certified-cnn": certified_cnn,
+    "small-cnn": small_cnn,
     "cifar-resnet20": cifar_resnet20,
     "cifar-resnet56": cifar_resnet56,
     "resnet18": resnet18,
