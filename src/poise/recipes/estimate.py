@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +139,9 @@ def estimate(
     Attacks differ tenfold in cost, so every one is tried on 1 image, then on 4, 16, ... at once: up
     to a batch, a hundredth of the images, or the try before one that should take more than 10 seconds.
     Each try is made twice and the second is timed: the first pays for what happens once. On a GPU an
-    image costs less in a whole batch than in a try: as much less as in one forward and backward pass.
-    Several devices are taken to share the work evenly.
+    image costs less in a whole batch than in a try: as much less as in one pass, forward and back, or
+    forward alone for an attack that asked for no gradient. Several devices are taken to share the work
+    evenly.
 
     Args:
         net: images in [0, 1] -> logits, on its device.
@@ -151,10 +152,11 @@ def estimate(
         seed: of the attacks' draws.
         clock: seconds.
     """
-    pass_of = cache(lambda images: _pass(net, data, images, clock))
+    passes = {back: cache(partial(_pass, net, data, clock=clock, back=back)) for back in (False, True)}
     batch, costs = min(data.batch_size, len(data)), []
     for name, attack in attacks.items():
         cost = _cost(net, data, name, attack, seed, clock)
+        pass_of = passes[bool(cost.backwards)]  # of a black box no gradient is asked
         costs.append(replace(cost, seconds=cost.seconds * _relief(pass_of, cost.images, batch)))
     return Estimate(len(data), tuple(costs), max(1, len(devices)), min(watched, len(data)))
 
@@ -192,17 +194,17 @@ def _relief(pass_of: Callable[[int], float], images: int, batch: int) -> float:
     return pass_of(batch) / few * images / batch
 
 
-def _pass(net: nn.Module, data: ImageSet, images: int, clock: Callable[[], float]) -> float:
-    """Seconds of one forward and, if there is one, backward pass of so many images, the least of three."""
+def _pass(net: nn.Module, data: ImageSet, images: int, *, clock: Callable[[], float], back: bool) -> float:
+    """Seconds of one forward pass of so many images, and one back if it is asked, the least of three."""
     x, _ = next(data.batched(images).batches(torch.arange(images)))
     first = next(net.parameters(), x)
-    x = x.to(first.device, first.dtype).requires_grad_()
+    x = x.to(first.device, first.dtype).requires_grad_(back)
     took = []
     for _ in range(3):
         began = clock()
-        with differentiable(net):
+        with differentiable(net), torch.set_grad_enabled(back):
             logits = net(x)
-            last = torch.autograd.grad(logits.sum(), x)[0] if logits.requires_grad else logits
+            last = torch.autograd.grad(logits.sum(), x)[0] if back else logits
         last.flatten()[0].item()  # waits for the device
         took.append(clock() - began)
     return min(took)
