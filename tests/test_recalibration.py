@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import BSpline
 from sklearn.calibration import _SigmoidCalibration, _TemperatureScaling
 from sklearn.isotonic import IsotonicRegression
 
@@ -87,6 +89,112 @@ def test_every_map_calibrates_fresh_answers(name, seed):
     z, y = sample(n=20_000, seed=100 + seed, k=k)
     before, after = metrics.ece(z.softmax(dim=1), y), metrics.ece(last(z).softmax(dim=1), y)
     assert after < before / 3
+
+
+SHAPES = {"over": 2.5, "under": 0.4, "calibrated": 1.0, "flat": 1.0}
+
+
+def shaped(shape, k, n, seed):
+    """Logits of a shape of miscalibration, and the probabilities that their labels are drawn from."""
+    generator = torch.Generator().manual_seed(seed)
+    width = 0.3 if shape == "flat" else 1.5  # flat: all answers nearly as likely
+    z = width * torch.randn(n, k, generator=generator, dtype=torch.float64)
+    p = z.softmax(dim=1)
+    return SHAPES[shape] * z, p, torch.multinomial(p, 1, generator=generator)[:, 0]
+
+
+def errors_of(name, shape, k, seeds=40):
+    """Mean and root mean square of (confidence − P(right)) on fresh answers, each a seed's."""
+    bias, wide = [], []
+    for seed in range(seeds):
+        z, _, y = shaped(shape, k, 1000, seed)
+        fresh, true, _ = shaped(shape, k, 4000, 1000 + seed)
+        confidence, label = rc.RECALIBRATIONS[name](z, y)(fresh).softmax(dim=1).max(dim=1)
+        off = confidence - true.gather(1, label[:, None])[:, 0]
+        bias.append(float(off.mean()))
+        wide.append(float(off.square().mean().sqrt()))
+    return np.array(bias), np.array(wide)
+
+
+@pytest.mark.parametrize("k", [2, 4, 10])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["temperature", "spline"])
+def test_the_mean_confidence_is_the_accuracy_on_fresh_answers(name, shape, k):
+    """The bias is within 4 standard errors of 0 (a false alarm in 16,000 for a cell) and .003."""
+    bias, _ = errors_of(name, shape, k)
+    assert abs(bias.mean()) < 0.003 + 4 * bias.std(ddof=1) / len(bias) ** 0.5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_platt_and_isotonic_have_no_bias_with_two_classes(shape):
+    for name in ("platt", "isotonic"):
+        bias, _ = errors_of(name, shape, 2)
+        assert abs(bias.mean()) < 0.003 + 4 * bias.std(ddof=1) / len(bias) ** 0.5
+
+
+@pytest.mark.parametrize("k", [2, 10])
+@pytest.mark.parametrize("shape", ["over", "under", "calibrated"])
+def test_the_spline_is_as_near_the_truth_as_the_published_formula(shape, k):
+    """Gupta et al.'s least squares, written again in B-splines: the natural ones are those whose
+    second derivative is 0 at both ends."""
+    ours, theirs, apart = [], [], []
+    for seed in range(40):
+        z, _, y = shaped(shape, k, 1000, seed)
+        fresh, true, _ = shaped(shape, k, 4000, 1000 + seed)
+        confidence, label = fresh.softmax(dim=1).max(dim=1)
+        truth = true.gather(1, label[:, None])[:, 0].numpy()
+        published = published_spline(z, y, confidence.numpy())
+        mapped = rc.spline(z, y)(fresh).softmax(dim=1).max(dim=1).values.numpy()
+        ours.append(((mapped - truth) ** 2).mean() ** 0.5)
+        theirs.append(((published - truth) ** 2).mean() ** 0.5)
+        apart.append(abs(mapped - published).mean())
+    assert np.mean(ours) < np.mean(theirs) + 0.002
+    assert np.mean(apart) < 0.02
+
+
+def published_spline(z, y, confidence, knots=6):
+    s, label = z.softmax(dim=1).max(dim=1)
+    order = s.argsort()
+    s, right = s[order].numpy(), (label == y)[order].double().numpy()
+    t = np.linspace(0, 1, len(s))
+    inner = np.linspace(0, 1, knots)
+    nodes = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
+    count = len(nodes) - 4
+    basis = BSpline(nodes, np.eye(count), 3)
+    ends = basis(np.array([0.0, 1.0]), nu=2)
+    natural = np.linalg.svd(ends)[2][2:].T  # the coefficients with γ'' = 0 at both ends
+    gap = (right - s).cumsum() / len(s)
+    c = natural @ np.linalg.lstsq(basis(t) @ natural, gap, rcond=None)[0]
+    return np.interp(confidence, s, np.clip(s + basis(t, nu=1) @ c, 0, 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k", [4, 10])
+def test_the_spline_is_nearer_to_calibration_than_isotonic_where_classes_are_many(shape, k):
+    """|mean bias| of the spline is no larger than isotonic's, to within two standard errors."""
+    (spline, _), (isotonic, _) = errors_of("spline", shape, k), errors_of("isotonic", shape, k)
+    error = (spline - isotonic).std(ddof=1) / len(spline) ** 0.5
+    assert abs(spline.mean()) < abs(isotonic.mean()) + 4 * error
+
+
+def test_the_spline_gives_the_accuracy_below_the_next_class():
+    """Nine tenths sure between two of three classes, right half the time: the confidence is .5."""
+    generator = torch.Generator().manual_seed(0)
+    p = 0.55 + 0.02 * torch.rand(4000, generator=generator, dtype=torch.float64)
+    z = torch.stack([p, 0.99 - p, torch.full_like(p, 0.01)], dim=1).log()
+    y = torch.multinomial(torch.tensor([0.38, 0.31, 0.31]), 4000, True, generator=generator)
+    after = rc.spline(z, y)(z).softmax(dim=1)
+    assert (after.argmax(dim=1) == 0).all()
+    assert float(after[:, 0].mean()) == pytest.approx(float((y == 0).double().mean()), abs=2e-3)
+
+
+def test_equal_confidences_are_mapped_alike_in_any_order_of_the_images():
+    z = torch.tensor([[1.0, 0.0]] * 100 + [[2.0, 0.0]] * 100)
+    y = torch.tensor([0] * 60 + [1] * 40 + [0] * 90 + [1] * 10)
+    turned = torch.cat([y[:100].flip(0), y[100:].flip(0)])
+    after = [rc.spline(z, labels)(z).softmax(dim=1)[:, 0] for labels in (y, turned)]
+    assert torch.equal(*after)
+    assert float(after[0].mean()) == pytest.approx(0.75, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["temperature", "isotonic", "spline"])
