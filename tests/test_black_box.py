@@ -1,4 +1,4 @@
-"""Black boxes on the command line: models without a gradient are estimated, attacked, diagnosed, reported."""
+"""Black boxes on the command line: models without a gradient, from estimate to report."""
 
 import json
 

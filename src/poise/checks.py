@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class InputError(ValueError):
 
 def check_number(name: str, value: float, low: float, high: float = math.inf, *, hint: str = "") -> None:
     """Refuse a number outside [low, high], NaN, or not a number at all."""
-    bad = isinstance(value, bool) or not isinstance(value, int | float)
+    bad = isinstance(value, bool) or not isinstance(value, Real)
     if bad or not (low <= value <= high) or math.isinf(value):
         bound = f"at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
         raise InputError(f"{name} must be a number {bound}, got {value!r}" + _tail(hint))

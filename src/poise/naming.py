@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from poise.checks import InputError
 
 T = TypeVar("T")
+FRACTION = re.compile(r"\s*[\d.eE+-]+\s*/\s*[\d.eE+-]+\s*")
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
@@ -61,5 +63,39 @@ def named_options(factory: Callable[..., object], texts: Iterable[str]) -> dict[
         try:
             found[name] = json.loads(value.lower() if value in ("True", "False") else value)
         except ValueError:
-            found[name] = value
+            found[name] = number(value) if FRACTION.fullmatch(value) else value
     return found
+
+
+def number(text: str, *, whole: bool = False) -> float:
+    """A number as people write it, a fraction too.
+
+    Raises:
+        ValueError: it is none.
+
+    >>> number("8/255") == 8 / 255, number("1e-3"), number("20", whole=True)
+    (True, 0.001, 20)
+    """
+    try:
+        if whole:
+            return int(text)
+        over, slash, under = text.partition("/")
+        return float(over) / float(under) if slash else float(text)
+    except (ValueError, ZeroDivisionError):
+        kind = "a whole number" if whole else "a number such as 0.03 or 8/255"
+        raise ValueError(f"{kind} is needed, got {text!r}") from None
+
+
+def plain(text: str, *, width: int | None = None) -> str:
+    r"""The text on one line: what cannot be printed is spelt out, the middle of a long one left out.
+
+    Line ends, terminal codes, marks that turn the direction of writing and bytes that are no text.
+
+    >>> plain("a\nb\x1b[31m"), plain("abcdefghij", width=7)
+    ('a\\nb\\x1b[31m', 'abcd…ij')
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    if width is None or len(shown) <= width:
+        return shown
+    tail = (width - 1) // 3
+    return f"{shown[: width - 1 - tail]}…{shown[len(shown) - tail :]}"

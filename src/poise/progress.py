@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from poise.naming import plain
+
 
 class Progress(Protocol):
     """Called as a task goes on."""
@@ -34,12 +36,14 @@ def bars() -> Iterator[Progress]:
     from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names are not ours
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", table_column=Column()),  # the one that wraps if it must
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column()
+        ),  # the one that wraps if it must
     )
     tasks: dict[str, TaskID] = {}
     progress = Progress(*columns)
@@ -48,8 +52,8 @@ def bars() -> Iterator[Progress]:
         if not tasks:
             progress.start()  # not before: a question may be asked first, and bars draw over it
         if task not in tasks:
-            tasks[task] = progress.add_task(task, total=of, note=note)
-        progress.update(tasks[task], completed=done, total=of, note=note)
+            tasks[task] = progress.add_task(plain(task), total=of, note=plain(note))
+        progress.update(tasks[task], completed=done, total=of, note=plain(note))
 
     try:
         yield update

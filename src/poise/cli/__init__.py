@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
 
-import tyro
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from poise.checks import InputError
+from poise import __version__
+from poise.checks import InputError, check_number
 from poise.cli.compare import compare
 from poise.cli.evaluate import evaluate
+from poise.cli.parsing import check_out, parse
 from poise.cli.reproduce import reproduce
 from poise.cli.show import show
 from poise.cli.train import train
+from poise.naming import plain
 from poise.progress import bars
 
 
@@ -24,6 +33,7 @@ def demo(*, out: Path = Path("demo")) -> None:
     Args:
         out: Folder for the runs and the report.
     """
+    check_out(out)
     import torch
 
     from poise.recipes.demo import demo
@@ -46,6 +56,8 @@ def report(
     """
     if not runs:
         raise InputError("name at least one run folder: poise report RUN...")
+    check_number("threshold", threshold, 0, 1)
+    check_out(out)
     show(runs, out, threshold=threshold)
 
 
@@ -56,7 +68,7 @@ def list_() -> None:
     print_catalogue()
 
 
-def download(data: Positional[str], *, root: Path = Path("data")) -> None:
+def download(data: Positional[Annotated[str, arg(metavar="DATA")]], *, root: Path = Path("data")) -> None:
     """Fetch a data set.
 
     Args:
@@ -65,7 +77,12 @@ def download(data: Positional[str], *, root: Path = Path("data")) -> None:
     """
     from poise import data as sets
 
-    found = sets.load(data, split="train", root=root, download=True)
+    check_out(root)
+    try:
+        with redirect_stdout(io.StringIO()):  # what its packages say of every address they try
+            found = sets.load(data, split="train", root=root, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{data} could not be fetched: {error}") from error
     print(f"{data}: {len(found)} training images under {root}")
 
 
@@ -81,18 +98,69 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+DESCRIPTION = "A classifier's confidence, measured under attack and trained to hold."
+GOES_ON = "the same command goes on from here"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; what a person can mend is one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's letters cannot spell
+            stream.reconfigure(errors="backslashreplace")
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="poise",
-            description="A classifier's confidence, measured under attack and trained to hold.",
-            args=argv,
-        )
+        with _terminable():
+            if words == ["--version"]:
+                print(f"poise {__version__}")
+            else:
+                parse(COMMANDS, words, description=DESCRIPTION)()
+            sys.stdout.flush()
     except InputError as error:
-        print(f"poise: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(2, str(error))
     except KeyboardInterrupt:
-        print("poise: stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        _leave(128 + signal.SIGINT, f"stopped; {GOES_ON}")
+    except Terminated:
+        _leave(128 + signal.SIGTERM, f"stopped by SIGTERM; {GOES_ON}")
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        _leave(2, f"memory ran out ({error}): take a smaller --batch-size or smaller images; {GOES_ON}")
+
+
+class Terminated(BaseException):
+    """SIGTERM came; files half written are taken away on the way out."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception of this process; its children end at once."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows it there alone
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:
+            os._exit(128 + number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or the CPU; torch is not imported for it."""
+    said = ("can't allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    """End with that status and one line."""
+    print(f"poise: {plain(' '.join(text.split()))}", file=sys.stderr)
+    raise SystemExit(code) from None

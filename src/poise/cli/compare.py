@@ -7,7 +7,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from poise.checks import InputError
+from poise.checks import InputError, check_number
+from poise.cli.parsing import check_asked
 from poise.cli.show import show_table
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
@@ -23,6 +24,7 @@ def compare(
     confidence: float = 0.9,
     images: int | None = None,
     held_out: int | None = None,
+    batch_size: int = 128,
     split: Literal["train", "test", "val"] = "test",
     seed: int = 0,
     root: Path = Path("data"),
@@ -44,6 +46,7 @@ def compare(
         images: Compare on so many; all by default.
         held_out: So many images of the split to fit the scales on, a third and at most 500 by default;
             they are not attacked.
+        batch_size: Images a batch.
         split: Part of the data set.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
@@ -53,10 +56,16 @@ def compare(
     from poise import store
     from poise.recipes import comparison
     from poise.recipes.audit import set_aside
+    from poise.training.outcome import finished
 
     if not runs:
         raise InputError("name at least one run folder: poise compare RUN...")
-    source = sets.load(data, split=split, seed=seed, root=root, preparation=read)
+    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, steps=steps)
+    check_number("eps", eps, 0, 1, hint="in pixels of [0, 1], e.g. 8/255")
+    check_number("confidence", confidence, 0, 1)
+    for run in runs:
+        finished(run)
+    source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
     held, source = set_aside(source, held_out, seed=seed)
     source = source.subset(images, seed=seed)
     with bars() as progress:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from poise.checks import InputError, check_number
+from poise.cli.parsing import check_asked
 from poise.cli.show import show
 from poise.naming import known_name
 from poise.preparation import AS_IT_IS, Preparation
@@ -71,6 +72,12 @@ def evaluate(
     from poise import data as sets
     from poise.recipes.audit import audit, set_aside
 
+    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, steps=steps)
+    check_number("threshold", threshold, 0, 1)
+    if not attacks:
+        raise InputError("name at least one attack: --attacks auto (poise list has them all)")
+    if held_out is not None and recalibrate is None:
+        raise InputError("--held-out sets images aside for --recalibrate, which is not given: give both")
     if max_hours is not None:
         check_number("max_hours", max_hours, 0)
     options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}

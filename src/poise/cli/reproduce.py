@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from poise.checks import InputError
+from poise.cli.parsing import check_asked, check_out
 from poise.naming import known_name
 from poise.progress import bars
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    target: Positional[str],
+    target: Positional[Annotated[str, arg(metavar="TARGET")]],
     *,
     scale: Literal["tiny", "cpu", "gpu", "full"] = "cpu",
     reading: Literal["ours", "paper", "cited"] = "ours",
@@ -56,6 +57,9 @@ def reproduce(
     from poise.recipes.paper.jobs import distinct, share
     from poise.recipes.paper.run import Place, run
 
+    check_asked(out, seeds=seeds)
+    if results is not None:
+        check_out(results)
     name = known_name(book.TARGETS, target, "target")
     chosen = scales.scale(scale).told(
         seeds=seeds,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from poise.checks import InputError, check_count
+from poise.cli.parsing import check_asked
 from poise.naming import lookup, named_options
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
@@ -47,8 +48,8 @@ def train(
     select: Literal["last", "accuracy", "pgd", "confsmooth"] = "last",
     devices: int | None = None,
     nodes: int | None = None,
-    strategy: str = "auto",
-    accelerator: str = "auto",
+    strategy: Literal["auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"] = "auto",
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto",
     tensorboard: bool = False,
     images: int | None = None,
     root: Path = Path("data"),
@@ -94,6 +95,7 @@ def train(
         root: Folder of downloaded data sets.
         read: How images are brought to one shape, and which are left out.
     """
+    check_asked(out, seed=seed, images=images, devices=devices, nodes=nodes)
     from poise import data as sets
     from poise import training
 

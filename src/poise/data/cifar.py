@@ -46,6 +46,8 @@ def _cifar(
     try:
         source = kind(root=str(root), train=split == "train", download=download)
     except RuntimeError as error:
+        if download:
+            raise
         raise InputError(
             f"{name} is not in {str(Path(root) / kind.base_folder)!r}: fetch it with "
             f"`poise download {name} --root {root}`, or name its folder with --root"

@@ -26,6 +26,8 @@ def mnist(
     try:
         source = MNIST(root=str(root), train=split == "train", download=download)
     except RuntimeError as error:
+        if download:
+            raise
         raise InputError(
             f"MNIST is not in {str(Path(root) / 'MNIST' / 'raw')!r}: fetch it with "
             f"`poise download mnist --root {root}`, or name its folder with --root"

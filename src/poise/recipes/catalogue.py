@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from poise.attacks import ATTACKS, READINGS
 from poise.data import DATASETS, PREFIXES
@@ -42,9 +43,11 @@ def print_catalogue() -> None:
     """Print the catalogue, a table a kind."""
     console = Console()
     for kind in TABLES:
-        table = Table("name", "what it is", title=kind, title_justify="left", box=None)
+        table = Table(
+            Column("name", overflow="fold"), "what it is", title=kind, title_justify="left", box=None
+        )
         for of, name, text in catalogue():
             if of == kind:
-                table.add_row(name, text)
+                table.add_row(Text(name), Text(text))
         console.print(table)
         console.print()

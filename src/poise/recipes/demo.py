@@ -10,7 +10,7 @@ from poise.recipes.audit import audit
 from poise.training import TrainJob, train
 
 EPS = 0.15  # of 8x8 digits: visible, and no digit turns into another to the eye
-ATTACKS = ("pgd", "dropout", "adaptive", "confsmooth")
+ATTACKS = ("pgd", "dropout", "adaptive", "confsmooth", "auto")
 DEFENSES = ("vanilla", "uat-smooth")
 
 
