@@ -277,3 +277,33 @@ def test_which_names_stand_for_trained_models():
     trained = {"hf/a/b", "onnx/f.onnx", "robustbench/Standard", "dir/file.py:build", "file.py:build"}
     fresh = {"lenet", "torchvision/resnet50", "timm/resnet18"}
     assert {name for name in trained | fresh if models.comes_with_weights(name)} == trained
+
+
+# paths
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "{}/w.pt",
+            r"is a file .*: if it has weights, name their network too: --model NAME --weights .*w\.pt",
+        ),
+        ("{}/net.onnx", "name it as onnx/"),
+        ("{}/net.py", r"name the function in it .*net\.py:FUNCTION"),
+        ("{}/run", "is a run folder: load it by poise"),
+        ("{}/hub", "name it as hf/"),
+        ("{}/absent/w.pt", "there is no run folder and no file at"),
+        ("runs/uat-smoth", "there is no run folder and no file at 'runs/uat-smoth'"),
+        ("../runs", "there is no run folder and no file at"),
+        ("~/runs", "there is no run folder and no file at"),
+        ("absent.safetensors", "there is no run folder and no file at"),
+        ("tim/resnet18", "did you mean timm"),
+    ],
+)
+def test_a_path_is_answered_with_what_could_be_written(name, message, tmp_path):
+    for file in ("w.pt", "net.onnx", "net.py", "run/job.json", "hub/config.json"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("{}")
+    with pytest.raises(InputError, match=message):
+        models.load(name.format(tmp_path), shape=SMALL)

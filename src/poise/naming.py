@@ -33,9 +33,14 @@ def known_name(table: Iterable[str], name: str, kind: str) -> str:
     key = plain.get(name.replace("-", "_").lower())
     if key is not None:
         return key
-    near = difflib.get_close_matches(name.lower(), plain.values(), n=2, cutoff=0.4)
+    near = nearest(plain.values(), name, cutoff=0.4)
     guess = f"did you mean {' or '.join(near)}?" if near else "there is nothing like it"
     raise InputError(f"unknown {kind} {name!r}: {guess} (known: {', '.join(sorted(plain.values()))})")
+
+
+def nearest(table: Iterable[str], name: str, *, cutoff: float = 0.6) -> list[str]:
+    """The two names that are the most alike, if any are alike enough."""
+    return difflib.get_close_matches(name.lower(), table, n=2, cutoff=cutoff)
 
 
 def build(table: Mapping[str, Callable[..., T]], name: str, kind: str, options: Mapping[str, Any]) -> T:

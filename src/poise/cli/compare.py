@@ -25,6 +25,7 @@ def compare(
     images: int | None = None,
     held_out: int | None = None,
     batch_size: int = 128,
+    code: tuple[str, ...] = (),
     split: Literal["train", "test", "val"] = "test",
     seed: int = 0,
     root: Path = Path("data"),
@@ -47,6 +48,8 @@ def compare(
         held_out: So many images of the split to fit the scales on, a third and at most 500 by default;
             they are not attacked.
         batch_size: Images a batch.
+        code: Models of the runs once more, where they are FILE.py:FUNCTION or a download: that is only
+            run or fetched if it is named here.
         split: Part of the data set.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
@@ -74,6 +77,7 @@ def compare(
             source,
             held,
             out,
+            code=code,
             eps=eps,
             steps=steps,
             mean=confidence,

@@ -29,6 +29,7 @@ def evaluate(
     keep: Literal["last", "best"] | None = None,
     norm: str | None = None,
     weights: str | None = None,
+    code: str | None = None,
     images: int | None = None,
     split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
@@ -54,6 +55,8 @@ def evaluate(
         keep: Return the last point or the best; each attack's own choice by default.
         norm: Norm of the budget: linf, l2 or l1.
         weights: File of weights for a model given by name, or "pretrained" for the published ones.
+        code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download: that is only
+            run or fetched if it is named here.
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
@@ -100,6 +103,7 @@ def evaluate(
             chosen,
             out,
             weights=weights,
+            code=code,
             recalibrate=recalibrate,
             held_out=held,
             seed=seed,

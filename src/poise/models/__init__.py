@@ -1,13 +1,16 @@
 """Models: nn.Modules from images in [0, 1] to logits, their normalisation inside."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from poise.checks import InputError, check_count
 from poise.models.certified import certified_cnn
 from poise.models.cifar_resnet import cifar_resnet20, cifar_resnet56
+from poise.models.fingerprints import fingerprint
 from poise.models.hugging_face import hugging_face
 from poise.models.lenet import lenet, lenet5_advertorch
 from poise.models.normalize import Classifier, Normalize
@@ -16,10 +19,10 @@ from poise.models.robust_bench import robust_bench
 from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
 from poise.models.timm_models import timm_model
-from poise.models.user_file import from_file
+from poise.models.user_file import code_digest, from_file, is_code
 from poise.models.vision import vision
-from poise.models.weights import fingerprint, fit, head, load_weights, read_weights
-from poise.naming import lookup
+from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights
+from poise.naming import lookup, nearest
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a model
     "lenet": lenet,
@@ -40,6 +43,7 @@ SOURCES: Mapping[str, Callable[..., nn.Module]] = {  # PREFIX/NAME: (NAME, class
     "onnx": onnx,
     "robustbench": robust_bench,
 }
+FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".npz", ".py", ".json")
 WITH_WEIGHTS = ("hf", "onnx", "robustbench")  # the name alone stands for a trained network
 
 
@@ -69,7 +73,9 @@ def load(
     """
     check_count("classes", classes, 2)
     file = None if weights in (None, "pretrained") else Path(str(weights))
-    if ".py:" in str(name):
+    state, what = dict[str, Tensor](), f"the weights in {str(file)!r}"
+    _refuse_paths(str(name))
+    if is_code(str(name)):
         model = from_file(name, classes=classes, shape=shape)
     elif "/" in str(name):
         prefix, _, rest = name.partition("/")
@@ -77,12 +83,46 @@ def load(
         pretrained = weights == "pretrained" or (weights is None and comes_with_weights(name))
         model = source(rest, classes=classes, shape=shape, pretrained=pretrained, new_head=new_head)
     else:
-        model = lookup(MODELS, name, "model")(classes=classes, shape=shape)
+        build = lookup(MODELS, name, "model")
+        if file is not None:  # memory is asked for once the names and shapes are known to fit
+            with torch.device("meta"):
+                sketch = build(classes=classes, shape=shape)
+            state = chosen(sketch, file, new_head=new_head)
+            check_fit(sketch, state, what, new_head=new_head)
+        model = build(classes=classes, shape=shape)
         if weights == "pretrained":
             raise InputError(f"{name} has no published weights: give --weights FILE")
     if file is not None:
-        load_weights(model, file, new_head=new_head)
+        fit(model, state or chosen(model, file, new_head=new_head), what, new_head=new_head)
     return model.eval()
+
+
+def _refuse_paths(name: str) -> None:
+    """Answer a bare path, or one that is not there, with what could be written instead.
+
+    Raises:
+        InputError: the name is no model's but a path, or looks like one.
+    """
+    if is_code(name) or name.partition("/")[0].lower() in SOURCES:
+        return
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "job.json").is_file():
+        raise InputError(f"{name!r} is a run folder: load it by poise.load({name!r})")
+    if path.is_dir() and (path / "config.json").is_file():
+        raise InputError(f"{name!r} is a folder: if it is Hugging Face's, name it as hf/{name}")
+    if path.is_file():
+        instead = {
+            ".py": f"name the function in it that builds the model, {name}:FUNCTION",
+            ".onnx": f"name it as onnx/{name}",
+            ".json": "name its folder",
+        }.get(path.suffix, f"if it has weights, name their network too: --model NAME --weights {name}")
+        raise InputError(f"{name!r} is a file and no model's name: {instead}")
+    prefix, slash, _ = name.partition("/")
+    if path.suffix in FILES or name.startswith((".", "/", "~")) or (slash and not nearest(SOURCES, prefix)):
+        raise InputError(
+            f"there is no run folder and no file at {name!r}, and as a model's name it would begin with "
+            f"{', '.join(f'{known}/' for known in SOURCES)}"
+        )
 
 
 def comes_with_weights(name: str) -> bool:
@@ -91,7 +131,21 @@ def comes_with_weights(name: str) -> bool:
     >>> comes_with_weights("hf/google/vit-base-patch16-224"), comes_with_weights("timm/resnet18")
     (True, False)
     """
-    return ".py:" in name or name.partition("/")[0].lower() in WITH_WEIGHTS
+    return is_code(name) or name.partition("/")[0].lower() in WITH_WEIGHTS
+
+
+def stands_alone(name: str) -> bool:
+    """Whether a model of that name, its weights in a file, is built without other code and downloads.
+
+    Such a name may come from anybody; every other one is taken only from who gives the command.
+
+    >>> [stands_alone(name) for name in ("lenet", "timm/resnet18", "timm/hf-hub:a/b", "hf/a/b", "net.py:f")]
+    [True, True, False, False, False]
+    """
+    prefix, slash, rest = name.partition("/")
+    if not slash:
+        return prefix.replace("-", "_").lower() in {known.replace("-", "_") for known in MODELS}
+    return prefix.lower() in ("torchvision", "timm") and re.fullmatch(r"\w[\w.-]*", rest) is not None
 
 
 __all__ = [
@@ -99,12 +153,15 @@ __all__ = [
     "SOURCES",
     "Classifier",
     "Normalize",
+    "code_digest",
     "comes_with_weights",
     "fingerprint",
     "fit",
     "head",
+    "is_code",
     "lenet",
     "load",
     "load_weights",
     "read_weights",
+    "stands_alone",
 ]

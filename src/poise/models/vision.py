@@ -43,7 +43,6 @@ def vision(
         raise InputError(f"torchvision/{name} cannot be built for images of {shape}: {error}") from error
     if pretrained:
         state = _downloaded(name, best, options).state_dict()
-        state = {key: value for key, value in state.items() if not key.startswith("AuxLogits.")}
         fit(net, state, f"torchvision's weights of {name}", new_head=new_head)
     asked = best.transforms()
     model = Classifier(Normalize(asked.mean, asked.std), net, (asked.crop_size[0],) * 2).eval()

@@ -1,20 +1,25 @@
-"""Weights from files, put into a model whole or not at all. No pickled code runs."""
+"""Weights put into a model whole or not at all: by name, shape and kind, whatever wrapped them."""
 
-import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from poise.checks import BROKEN, InputError
+from poise.checks import InputError
+from poise.models.weight_files import state_dicts
 
-# of DataParallel, Lightning, torch.compile, poise, and timm inside Hugging Face
-WRAPPERS = ("module.", "model.", "_orig_mod.", "net.", "timm_model.")
-INSIDE = ("state_dict", "model_state_dict", "model")  # where checkpoints keep the state dict
+# of DataParallel, Lightning, torch.compile, poise, timm inside Hugging Face, and of what people name nets
+WRAPPERS = (
+    *("module.", "model.", "_orig_mod.", "net.", "timm_model.", "_forward_module.", "network."),
+    *("backbone.", "encoder.", "ema.", "ema_model.", "student.", "teacher."),
+)
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # torchvision's second heads, which are for training only
+RENAMED = (  # as torchvision's own loaders do with its first files
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
+    (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),
+    (re.compile(r"\bmlp\.linear_2\."), "mlp.3."),
+)
 
 
 def load_weights(model: nn.Module, file: str | Path, *, new_head: bool = False) -> None:
@@ -24,62 +29,104 @@ def load_weights(model: nn.Module, file: str | Path, *, new_head: bool = False) 
 
     Args:
         model: what to fill.
-        file: safetensors, or what `torch.load(weights_only=True)` reads: a state dict, or a checkpoint
-            with one in it.
+        file: safetensors, an npz of arrays, or what `torch.load(weights_only=True)` reads: a state dict,
+            or a checkpoint with one in it.
         new_head: let the model keep its own last layer where the file's has another shape.
 
     Raises:
-        InputError: a missing or damaged file, or one that does not fit; then the model is as before.
+        InputError: a missing or damaged file, one that does not fit, or one with several state dicts
+            that do; then the model is as before.
     """
-    fit(model, read_weights(file), f"the weights in {str(file)!r}", new_head=new_head)
+    fit(model, chosen(model, file, new_head=new_head), _named(file), new_head=new_head)
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """The named tensors in a file."""
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f"no weights at {str(file)!r}: name a .safetensors file or a state dict")
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (*BROKEN, SafetensorError, UnpicklingError) as error:
-        raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
-    state = _state_dict(content)
-    if state is None:
-        raise InputError(f"the weights in {str(file)!r} are no state dict, which maps names to tensors")
-    return state
+    """The named tensors in a file.
+
+    Raises:
+        InputError: a missing or damaged file, or one without a state dict, or with several.
+    """
+    found = state_dicts(file)
+    if len(found) > 1:
+        raise InputError(_several(file, found))
+    return next(iter(found.values()))
+
+
+def chosen(model: nn.Module, file: str | Path, *, new_head: bool = False) -> dict[str, Tensor]:
+    """The state dict in the file that fits the model by names, shapes and kinds, or else the first one.
+
+    Raises:
+        InputError: a missing or damaged file, or one with several that fit and are not the same.
+    """
+    found = state_dicts(file)
+    fits = {key: state for key, state in found.items() if not _faults(model, state, new_head)}
+    states = list(fits.values() or found.values())
+    if any(not _same(states[0], other) for other in list(fits.values())[1:]):
+        raise InputError(_several(file, fits))
+    return states[0]
 
 
 def fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_head: bool = False) -> None:
     """Put tensors into the model, or refuse with all that is missing, unexpected or of another shape."""
+    check_fit(model, state, what, new_head=new_head)
     own = model.state_dict()
-    ours, theirs = unwrapped(own), unwrapped(state)
-    free = set(_head_keys(model)) if new_head else set()
-    missing = [n for n, key in ours.items() if n not in theirs and not _optional(key, free)]
-    unexpected = [n for n in theirs if n not in ours]
-    misshapen = [
-        f"{n} ({_shape(state[theirs[n]])} there, {_shape(own[key])} in the model)"
-        for n, key in ours.items()
-        if n in theirs and state[theirs[n]].shape != own[key].shape and key not in free
-    ]
-    faults = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in [
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        ]
-        if names
-    ]
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    ours, theirs = unwrapped(own), _theirs(state, own)
+    taken = {}
+    for name, key in ours.items():
+        if name in theirs and state[theirs[name]].shape == own[key].shape:
+            taken[key] = value = state[theirs[name]].to(own[key].dtype)
+            bad = value.isnan() if key not in parameters else ~value.isfinite()  # a mask may be infinite
+            if bool(bad.any()):
+                raise InputError(
+                    f"{what} are damaged: {int(bad.sum())} of the {value.numel()} numbers of "
+                    f"{theirs[name]} are NaN or infinite in {own[key].dtype}"
+                )
+    model.load_state_dict({**own, **taken})
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_head: bool = False) -> None:
+    """Refuse tensors that do not fit, by names, shapes and kinds alone: the model may lie on `meta`."""
+    faults = [f"{kind}: {', '.join(names)}" for kind, names in _faults(model, state, new_head).items()]
     if faults:
         raise InputError(f"{what} do not fit the model: {'; '.join(faults)}")
-    taken = {
-        key: state[theirs[n]]
-        for n, key in ours.items()
-        if n in theirs and state[theirs[n]].shape == own[key].shape
+
+
+def _faults(model: nn.Module, state: Mapping[str, Tensor], new_head: bool) -> dict[str, list[str]]:
+    """What keeps these tensors from the model, by kind; nothing where they fit."""
+    own = model.state_dict()
+    ours, theirs = unwrapped(own), _theirs(state, own)
+    free = set(_head_keys(model)) if new_head else set()
+    both = [(n, own[key], state[theirs[n]]) for n, key in ours.items() if n in theirs and key not in free]
+    faults = {
+        "missing": [n for n, key in ours.items() if n not in theirs and not _optional(key, free)],
+        "unexpected": [n for n in theirs if n not in ours],
+        "of another shape": [
+            f"{n} ({_shape(there)} there, {_shape(here)} in the model)"
+            for n, here, there in both
+            if here.shape != there.shape
+        ],
+        "of another kind": [
+            f"{n} ({there.dtype} there, {here.dtype} in the model)"
+            for n, here, there in both
+            if here.is_floating_point() != there.is_floating_point()
+            or here.is_complex() != there.is_complex()
+        ],
     }
-    model.load_state_dict({**own, **taken})
+    return {kind: names for kind, names in faults.items() if names}
+
+
+def _theirs(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, str]:
+    """The file's names as the model has them: without wrappers, first names and heads for training."""
+    theirs = {}
+    for name, key in unwrapped(state).items():
+        for old, new in RENAMED:
+            name = old.sub(new, name)
+        theirs[name] = key
+    plain = unwrapped(own)
+    if any(name.startswith(AUXILIARY) for name in plain):
+        return theirs
+    return {name: key for name, key in theirs.items() if not name.startswith(AUXILIARY)}
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
@@ -92,22 +139,6 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     while prefix := next((p for p in WRAPPERS if plain and all(n.startswith(p) for n in plain)), None):
         plain = {name.removeprefix(prefix): key for name, key in plain.items()}
     return plain
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A SHA-256 of the model's weights and their names, 16 hexadecimal digits: which weights exactly.
-
-    >>> net = nn.Linear(1, 1)
-    >>> before = fingerprint(net)
-    >>> _ = net.bias.data.add_(1)
-    >>> fingerprint(net) == before
-    False
-    """
-    digest = hashlib.sha256(getattr(model, "digest", "").encode())  # of what is no tensor: an ONNX file
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def head(model: nn.Module) -> tuple[str, nn.Module]:
@@ -133,14 +164,20 @@ def _optional(key: str, free: set[str]) -> bool:
     return key in free or key.endswith(".num_batches_tracked")
 
 
-def _state_dict(content: object) -> dict[str, Tensor] | None:
-    """The state dict that a file holds or is; None where there is none."""
-    if not isinstance(content, Mapping) or not content:
-        return None
-    if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        return dict(content)
-    inside = (content.get(name) for name in INSIDE)
-    return next((state for state in map(_state_dict, inside) if state is not None), None)
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def _several(file: str | Path, found: Iterable[str]) -> str:
+    keys = [repr(key) for key in found]
+    return (
+        f"{_named(file)} are several state dicts, {', '.join(keys)}: keep the one that you mean, e.g. by "
+        f"torch.save(torch.load(FILE)[{keys[0]}], 'weights.pt')"
+    )
+
+
+def _named(file: str | Path) -> str:
+    return f"the weights in {str(file)!r}"
 
 
 def _shape(tensor: Tensor) -> str:

@@ -37,6 +37,7 @@ def audit(
     out: str | Path,
     *,
     weights: str | Path | None = None,
+    code: str | None = None,
     recalibrate: str | None = None,
     held_out: ImageSet | None = None,
     seed: int = 0,
@@ -55,6 +56,7 @@ def audit(
         attacks: by the names that they get in tables.
         out: the run folder.
         weights: a file of weights, for a model given by name.
+        code: the model's name once more, for a run whose model is code or a download; see `poise.load`.
         recalibrate: one of RECALIBRATIONS, fitted first on `held_out`; the attacks see the result.
         held_out: images that are not in `data`.
         seed: of the attacks' draws.
@@ -68,7 +70,7 @@ def audit(
             the disk is full.
     """
     folder = Path(out)
-    net, facts = _model(model, data, weights)
+    net, facts = _model(model, data, weights, code)
     devices = _devices(net)
     net, data = net.to(devices[0]), data.on(devices[0] if len(devices) == 1 else "cpu")
     if recalibrate is not None:
@@ -193,16 +195,14 @@ def check_fits(run: str | Path, job: Mapping[str, Any], data: ImageSet) -> None:
         )
 
 
-def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.Module, dict[str, Any]]:
+def _model(
+    model: str, data: ImageSet, weights: str | Path | None, code: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and the facts that tell it from every other."""
-    if Path(model).is_dir():
-        if weights is not None:
-            raise InputError("--weights goes with a model's name, and --model is a run folder")
-        content, file = finished(model)
-        job = content["job"]
-        check_fits(model, job, data)
-        facts = {"model": job["model"], "defense": job["defense"], "weights": store.file_hash(file)}
-        return training.load(model), facts
+    if Path(model).expanduser().is_dir():
+        return _trained(Path(model).expanduser(), data, weights, code)
+    if code is not None:
+        raise InputError(f"--code goes with a run folder, and there is none at {model!r}")
     if weights is None and not models.comes_with_weights(model):
         models.load(model, classes=len(data.classes), shape=data.shape)  # its name may be unknown
         raise InputError(
@@ -210,4 +210,24 @@ def _model(model: str, data: ImageSet, weights: str | Path | None) -> tuple[nn.M
             "name the run folder as --model, or give --weights FILE"
         )
     net = models.load(model, classes=len(data.classes), shape=data.shape, weights=weights)
-    return net, {"model": model, "defense": None, "weights": models.fingerprint(net)}
+    return net, {"model": model, "defense": None, "weights": models.fingerprint(net)} | _code(model)
+
+
+def _trained(
+    run: Path, data: ImageSet, weights: str | Path | None, code: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    if weights is not None:
+        raise InputError("--weights goes with a model's name, and --model is a run folder")
+    content, file = finished(run)
+    job = content["job"]
+    check_fits(run, job, data)
+    net, name = training.load(run, code=code), job["model"]
+    facts = {"model": name, "defense": job["defense"], "weights": store.file_hash(file)}
+    if "/" in name or models.is_code(name):  # what is beside the weights may have changed
+        facts["net"] = models.fingerprint(net)
+    return net, facts | _code(code or name)
+
+
+def _code(name: str) -> dict[str, str]:
+    """What tells the code behind a name, if there is some, from every other."""
+    return {"code": models.code_digest(name)} if models.is_code(name) else {}

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from torch import nn
 
-from poise import attacks, metrics, store, training
+from poise import attacks, metrics, models, store, training
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import evaluate
@@ -19,7 +19,7 @@ from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.recipes.audit import check_fits
 from poise.shapes import Images, Labels
-from poise.training.outcome import finished
+from poise.training.outcome import finished, model_of
 
 UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
 
@@ -147,6 +147,7 @@ def compare(
     validation: ImageSet,
     out: str | Path,
     *,
+    code: Sequence[str] = (),
     eps: float,
     steps: int = 20,
     mean: float = 0.9,
@@ -156,7 +157,8 @@ def compare(
     """One row a trained run, kept in the folder `out`: the same call again goes on from there.
 
     Columns: defense, defense_value (its whole configuration), model, epochs, seed, run (the folder's
-    name), seconds of training, and those of `Honest`.
+    name), seconds of training, and those of `Honest`. `code` names the models once more that are code or
+    downloads; see `poise.load`.
 
     Raises:
         InputError: a run that has not finished or is of other data, or no held-out images.
@@ -179,9 +181,11 @@ def compare(
         content, weights = finished(run)
         facts = content["job"]
         check_fits(run, facts, data)
-        file = folder / f"{content['key']}-{store.file_hash(weights)}.json"
+        name = model_of(run, facts, code)
+        source = f"-{models.code_digest(name)}" if models.is_code(name) else ""
+        file = folder / f"{content['key']}-{store.file_hash(weights)}{source}.json"
         if not file.exists():
-            net = training.load(run).to("cuda" if torch.cuda.is_available() else "cpu")
+            net = training.load(run, code=name).to("cuda" if torch.cuda.is_available() else "cpu")
             numbers = honest(net, data, validation, eps=eps, steps=steps, mean=mean, seed=seed)
             with store.writing(folder):
                 store.write_json(file, asdict(numbers))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from poise import store
+from poise import models, store
 from poise.checks import InputError, check_choice, check_count, check_number
 from poise.data import ImageSet
 from poise.defenses import Defense
@@ -119,12 +119,15 @@ def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
         f.name: options[f.name] for f in fields(job) if f.name in _ALWAYS or options[f.name] != f.default
     }
     if job.weights not in (None, "pretrained"):
-        if not Path(str(job.weights)).is_file():
+        file = Path(str(job.weights)).expanduser()
+        if not file.is_file():
             raise InputError(f"no weights at {job.weights!r}: name a .safetensors file or a state dict")
-        chosen["weights"] = store.file_hash(Path(str(job.weights)))
+        chosen["weights"] = store.file_hash(file)
+    code = {"code": models.code_digest(job.model)} if models.is_code(job.model) else {}
     return {
         "kind": "train",
         **chosen,
+        **code,
         "defense_value": repr(defense),
         "images": len(data),
         "fingerprint": data.fingerprint(),

@@ -67,7 +67,7 @@ def train(
     fabric.launch()
     folder = together(fabric, lambda: store.open_run(Path(out), describe(job, data, defense)))
     if together(fabric, (folder / "model.safetensors").exists):
-        return outcome.load(folder)
+        return outcome.load(folder, code=job.model)
     show = logs.board(folder, wanted=tensorboard)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), requests() as asked:
         run = begin(job, data.batched(job.batch_size), defense, folder, fabric)

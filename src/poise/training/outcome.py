@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from poise.training.schedule import learning_rate
 from poise.training.weights import finite
 
 EPS = 0.03  # the budget to look at where the defense has none: the paper's in evaluation
+LARGEST = 8192  # channels or pixels a side
 
 
 def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
@@ -73,17 +75,25 @@ def finish(run: Run) -> nn.Module:
     return run.net
 
 
-def load(run: str | Path) -> nn.Module:
+def load(run: str | Path, *, code: str | None = None) -> nn.Module:
     """The trained model of a run folder, in evaluation mode, on the CPU.
 
+    Args:
+        run: the folder.
+        code: the model's name once more, where it stands for code or for a download (FILE.py:FUNCTION,
+            hf/NAME, ...): a folder that came from elsewhere starts neither by itself.
+
     Raises:
-        InputError: no such run, or one that has not finished.
+        InputError: no such run, one that has not finished, or one whose model must be named.
     """
     content, weights = finished(run)
     job = content["job"]
+    name = model_of(run, job, () if code is None else (code,))
+    if code not in (None, name):
+        raise InputError(f"the model in {str(run)!r} is {name!r} and not {code!r}: leave code away")
     channels, height, width = job["shape"]
     return models.load(
-        job["model"],
+        name,
         classes=len(job["classes"]),
         shape=(channels, height, width),
         weights=weights,
@@ -94,19 +104,59 @@ def finished(run: str | Path) -> tuple[dict[str, Any], Path]:
     """What job.json says of a finished training, and the file of its weights; no net is made.
 
     Raises:
-        InputError: no such run, or one that has not finished.
+        InputError: no such run, one that has not finished, or one that no training has left so.
     """
-    folder = Path(run)
+    folder = Path(run).expanduser()
     content = store.read_job(folder)
-    kind = content["job"].get("kind")
+    job = content["job"]
+    kind = job.get("kind")
     if kind != "train":
         raise InputError(f"{str(folder)!r} is no training run: its kind is {kind!r}")
+    _check_described(folder, job)
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise InputError(
             f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
         )
     return content, weights
+
+
+def model_of(run: str | Path, job: Mapping[str, Any], named: Sequence[str] = ()) -> str:
+    """The name to build a run's model by: its own, or the one of `named` that is the same elsewhere.
+
+    Raises:
+        InputError: the model stands for code or for a download, and the user has not named it.
+    """
+    name: str = job["model"]
+    again = [other for other in named if _parts(other) == _parts(name)]
+    if not again and not models.stands_alone(name):
+        does = "runs code" if models.is_code(name) else "may be downloaded"
+        raise InputError(
+            f"the model in {str(run)!r} is {name!r}, which {does}: if you trust it, name it again, "
+            f"--code {shlex.quote(name)} (in Python: code={name!r})"
+        )
+    chosen = again[0] if again else name
+    if "code" in job and models.code_digest(chosen) != job["code"]:
+        warnings.warn(f"the code of {chosen} has changed since the training of {str(run)!r}", stacklevel=3)
+    return chosen
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What stays of a model's name when its files lie elsewhere: its kind, and the last of the path."""
+    return "code" if models.is_code(name) else name.partition("/")[0], name.rpartition("/")[2]
+
+
+def _check_described(folder: Path, job: Mapping[str, Any]) -> None:
+    """Refuse a job.json without what a model is built by."""
+    shape, classes = job.get("shape"), job.get("classes")
+    sides = shape if isinstance(shape, list) else []
+    names = [job.get("model"), *(classes if isinstance(classes, list) else [None])]
+    bounded = len(sides) == 3 and all(type(side) is int and 1 <= side <= LARGEST for side in sides)
+    if not bounded or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{str(folder / 'job.json')!r} does not say which model was trained on what: it needs a model, "
+            f"classes, and a shape of three numbers in [1, {LARGEST}]"
+        )
 
 
 def _judged(run: Run) -> dict[str, Any]:

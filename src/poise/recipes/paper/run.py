@@ -86,7 +86,7 @@ def images(setting: Setting, split: str, place: Place, *, seed: int = 0) -> Imag
 def net_of(job: Job, place: Place) -> nn.Module:
     """The job's net, trained before or taken as it is."""
     if job.train is not None:
-        return training.load(place.net(job))
+        return training.load(place.net(job), code=job.train.model)
     test = images(job.setting, "test", place)
     s = job.setting
     return models.load(s.model, classes=len(test.classes), shape=test.shape, weights=s.weights)
@@ -108,7 +108,17 @@ def _attack(job: Job, place: Place, progress: Progress) -> None:
     model, weights = (s.model, s.weights) if job.train is None else (str(place.net(job)), None)
     test = images(s, "test", place)
     out = place.look(job)
-    audit(model, test, job.attacks, out, weights=weights, seed=job.seed, probe=0, progress=progress)
+    audit(
+        model,
+        test,
+        job.attacks,
+        out,
+        weights=weights,
+        code=None if job.train is None else job.train.model,
+        seed=job.seed,
+        probe=0,
+        progress=progress,
+    )
 
 
 def _unheld(job: Job, place: Place, progress: Progress) -> None:
@@ -150,7 +160,10 @@ def _referee(job: Job, place: Place, progress: Progress) -> None:
     held, rest = test.divide(min(place.held, len(test) // 2))
     rest = rest.subset(min(job.setting.test or len(rest), len(rest)))
     s, out = job.setting, place.look(job)
-    frame = compare([place.net(job)], rest, held, out, eps=s.eps, steps=s.steps, progress=progress)
+    code = () if job.train is None else (job.train.model,)
+    frame = compare(
+        [place.net(job)], rest, held, out, code=code, eps=s.eps, steps=s.steps, progress=progress
+    )
     with store.writing(out):
         store.write_frame(out / "comparison.parquet", frame)
 
