@@ -7,8 +7,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
-from numbers import Real
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +37,26 @@ class InputError(ValueError):
     """Something that the caller gave and can mend; its text is one message for a person."""
 
 
+def settle(value: Any) -> None:
+    """Store the numbers of a frozen value as Python's own, so that one written otherwise is the same value.
+
+    >>> from dataclasses import dataclass
+    >>> from fractions import Fraction
+    >>> @dataclass(frozen=True)
+    ... class Ball:
+    ...     eps: float
+    >>> ball = Ball(Fraction(1, 4))
+    >>> settle(ball)
+    >>> ball
+    Ball(eps=0.25)
+    """
+    for field in fields(value):
+        given = getattr(value, field.name)
+        if isinstance(given, Real) and not isinstance(given, bool):
+            plain = int(given) if isinstance(given, Integral) else float(given)
+            object.__setattr__(value, field.name, plain)
+
+
 def check_number(name: str, value: float, low: float, high: float = math.inf, *, hint: str = "") -> None:
     """Refuse a number outside [low, high], NaN, or not a number at all."""
     bad = isinstance(value, bool) or not isinstance(value, Real)
@@ -46,8 +67,8 @@ def check_number(name: str, value: float, low: float, high: float = math.inf, *,
 
 def check_count(name: str, value: int, low: int = 0, high: int = 2**31 - 1) -> None:
     """Refuse anything but a whole number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        bound = f"at most {high}" if isinstance(value, int) and value > high else f"at least {low}"
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        bound = f"at most {high}" if isinstance(value, Integral) and value > high else f"at least {low}"
         raise InputError(f"{name} must be a whole number of {bound}, got {value!r}")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.shapes import Labels, Logits, Mask, PerSample
 
 Objective: TypeAlias = Callable[[Logits, Labels], PerSample]
@@ -65,6 +65,7 @@ class SmoothedCrossEntropy:
     smoothing: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number(
             "smoothing",
             self.smoothing,

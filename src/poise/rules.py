@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import torch
 
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.objectives import Gap
 from poise.shapes import Mask, PerSample, Point
 
@@ -35,6 +35,7 @@ class StepBack:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("shrink", self.shrink, 0, 1)
         check_number("grow", self.grow, 1, hint="it is λ of eq. 5, the factor after a good step")
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
@@ -60,6 +61,7 @@ class Backtrack:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
+        settle(self)
         StepBack(self.shrink, self.grow, self.margin)  # the same bounds
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:

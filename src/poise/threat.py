@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.draws import Draw
 from poise.naming import lookup
 from poise.shapes import Images, per_image
@@ -42,6 +42,7 @@ class Linf:
     eps: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("eps", self.eps, 0, 1, hint="eps is in pixel units of [0, 1], e.g. 8/255")
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
@@ -67,6 +68,7 @@ class L2:
     eps: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("eps", self.eps, 0)
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
@@ -100,6 +102,7 @@ class L1:
     eps: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("eps", self.eps, 0)
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
@@ -151,6 +154,7 @@ class Masked:
     rescale: bool = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number(
             "keep_fraction",
             self.keep_fraction,

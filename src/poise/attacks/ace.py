@@ -9,7 +9,7 @@ import torch
 
 from poise.attacks.common import accepted, check_finite, judged, rejudged
 from poise.attacks.descent import Descent, pulse
-from poise.checks import check_count
+from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.objectives import Confidence, Negative, Split
 from poise.rules import Always
@@ -32,6 +32,7 @@ class Ace:
     halvings: int = 15
 
     def __post_init__(self) -> None:
+        settle(self)
         check_count("halvings", self.halvings)
 
     def __call__(

@@ -10,7 +10,7 @@ import torch
 from poise.attacks.common import accepted, check_finite, judged
 from poise.attacks.descent import chosen, pulse, seen
 from poise.attacks.worst_case import Restarts
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import NegativeCrossEntropy, Objective, rival
@@ -80,6 +80,7 @@ class Apgd:
     random_start: bool = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 2 * eps")
         check_count("steps", self.steps)
 
@@ -198,6 +199,11 @@ def _apgd(
 ) -> Apgd | Restarts:
     around = ball(norm, eps)
     attack = Apgd(
-        objective=objective, goal=goal, ball=around, step=2 * eps, steps=steps, random_start=random_start
+        objective=objective,
+        goal=goal,
+        ball=around,
+        step=2 * float(eps),
+        steps=steps,
+        random_start=random_start,
     )
     return attack if restarts == 1 else Restarts(attack, restarts)

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
-from poise.checks import check_count, check_logits, check_number
+from poise.checks import check_count, check_logits, check_number, settle
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import rival
@@ -57,6 +57,7 @@ class Auto:
     margin: float = 1e-4
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 5/255")
         check_count("steps", self.steps)
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
@@ -165,4 +166,4 @@ def auto(*, eps: float = 0.03, steps: int = 20, margin: float = 1e-4, norm: str 
     >>> auto(eps=0.1, steps=50).margin
     0.0001
     """
-    return Auto(ball=ball(norm, eps), step=FIRST * eps, steps=steps, margin=margin)
+    return Auto(ball=ball(norm, eps), step=FIRST * float(eps), steps=steps, margin=margin)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
-from poise.checks import check_count, check_logits, check_number
+from poise.checks import check_count, check_logits, check_number, settle
 from poise.modes import differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
@@ -38,6 +38,7 @@ class CarliniWagner:
     eps: float | None  # the longest L2 change that is returned, None for any
 
     def __post_init__(self) -> None:
+        settle(self)
         check_count("steps", self.steps)
         check_number("confidence", self.confidence, 0, hint="it is a difference of logits")
         check_count("binary_search", self.binary_search, 1)

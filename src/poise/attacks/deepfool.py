@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
-from poise.checks import check_count, check_logits, check_number
+from poise.checks import check_count, check_logits, check_number, settle
 from poise.modes import differentiable
 from poise.naming import known_name
 from poise.objectives import rival
@@ -39,6 +39,7 @@ class DeepFool:
     candidates: int  # classes looked at: y, and the likeliest others at x
 
     def __post_init__(self) -> None:
+        settle(self)
         known_name(ORDERS, self.norm, "norm")
         check_count("steps", self.steps)
         check_number("overshoot", self.overshoot, 0)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
-from poise.checks import InputError, check_choice, check_count, check_logits, check_number
+from poise.checks import InputError, check_choice, check_count, check_logits, check_number, settle
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import Objective
@@ -74,6 +74,7 @@ class Descent:
     uses_labels: bool = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 5/255")
         check_count("steps", self.steps)
         check_choice("keep", self.keep, ("last", "best"))

@@ -10,7 +10,7 @@ import torch
 from poise.attacks.common import accepted, judged, standing
 from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.shapes import Images, Labels, Model, per_image
 
 
@@ -31,6 +31,7 @@ class PgdBisect:
     margin: float = 1e-4
 
     def __post_init__(self) -> None:
+        settle(self)
         check_count("bisections", self.bisections)
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 

@@ -20,6 +20,7 @@ from poise.checks import (
     check_logits,
     check_number,
     looks_like_probabilities,
+    settle,
 )
 from poise.draws import Draw
 from poise.modes import evaluating
@@ -115,6 +116,7 @@ class Search:
     outputs: Outputs = "logits"
 
     def __post_init__(self) -> None:
+        settle(self)
         check_count("queries", self.queries)
         check_number("p_init", self.p_init, 1e-6, 1, hint="it is a share of the image's area")
         if self.margin is not None:

@@ -9,7 +9,7 @@ import torch
 
 from poise.attacks.square import Aim, Goal, Outputs, Score, Search, lead
 from poise.attacks.square_moves import moves
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.draws import Draw
 from poise.objectives import Confidence
 from poise.shapes import Labels, Logits, PerSample
@@ -30,6 +30,7 @@ class LowerConfidence:
     uses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("stop", self.stop, 0, hint="it is a difference of logits")
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:
@@ -53,6 +54,7 @@ class RaiseConfidence:
     uses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("stop", self.stop, 0, 1, hint="it is a confidence")
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:
@@ -98,6 +100,7 @@ class ReachConfidence:
     uses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("stop", self.stop, 0, 1, hint="it is a difference of confidences")
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:

@@ -12,7 +12,7 @@ from poise.attacks.carlini import CarliniWagner
 from poise.attacks.common import accepted, judged, rejudged, standing
 from poise.attacks.deepfool import DeepFool
 from poise.attacks.descent import Attack
-from poise.checks import InputError, check_choice, check_count, check_number
+from poise.checks import InputError, check_choice, check_count, check_number, settle
 from poise.objectives import Objective
 from poise.shapes import Images, Labels, Model, per_image
 
@@ -37,6 +37,7 @@ class WorstCase:
     uses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        settle(self)
         if not self.attacks:
             raise InputError("worst_case needs at least one attack")
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
@@ -96,6 +97,7 @@ class Restarts:
     restarts: int
 
     def __post_init__(self) -> None:
+        settle(self)
         check_count("restarts", self.restarts, 1)
         if not self.attack.random_start:
             raise InputError("restarts need a random start (random_start=True): without, all are the same")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from poise.attacks import ATTACKS
 from poise.attacks.common import accepted, judged, rejudged
-from poise.checks import InputError, check_number
+from poise.checks import InputError, check_number, settle
 from poise.compat import made, missing, run
 from poise.draws import Draw
 from poise.shapes import Images, Labels, Logits, Mask, Model
@@ -55,6 +55,7 @@ class OverBudgets:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("threshold", self.threshold, 0, 1, hint="it is a confidence")
         if "eps" in self.options:
             raise InputError("eps must be left out here: budgets are the epsilons of the call")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poise.attacks.common import wide
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.draws import Draw
 from poise.shapes import Images, PerSample, per_image
 
@@ -36,6 +36,7 @@ class AugMix:
     depth: int = 3
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("severity", self.severity, 0.1, 10)
         check_count("width", self.width, 1)
         check_count("depth", self.depth, 1)

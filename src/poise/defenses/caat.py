@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import InputError, check_count
+from poise.checks import InputError, check_count, settle
 from poise.defenses.common import source, together
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf, Masked
@@ -26,6 +26,7 @@ class CalibrationTraining:
     attacks: tuple[Attack, ...]
 
     def __post_init__(self) -> None:
+        settle(self)
         if not self.attacks:
             raise InputError("attacks must name at least one attack, got none")
 

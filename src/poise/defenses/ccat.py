@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, wide
-from poise.checks import InputError, check_count, check_logits, check_number
+from poise.checks import InputError, check_count, check_logits, check_number, settle
 from poise.defenses.common import source, together
 from poise.draws import Draw
 from poise.modes import differentiable
@@ -36,6 +36,7 @@ class LargestWrong:
     uses_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("step", self.step, 0)
         check_count("steps", self.steps)
         check_number("momentum", self.momentum, 0, 1)
@@ -102,6 +103,7 @@ class ConfidenceCalibrated:
     rho: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("rho", self.rho, 0)
 
     def __call__(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.defenses.common import forward
 from poise.shapes import Images, Labels, Logits, Model, Scalar
 
@@ -24,6 +24,7 @@ class ConfidenceAccuracy:
     weight: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("weight", self.weight, 0)
 
     def __call__(

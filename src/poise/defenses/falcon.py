@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from poise import attacks
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.defenses.common import source, together
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar, per_image
 
@@ -39,6 +39,7 @@ class AdversarialCalibration:
     entropy: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("eps", self.eps, 0, 1, hint="it is in pixel units of [0, 1]")
         check_count("levels", self.levels, 1)
         check_number("calibration", self.calibration, 0)

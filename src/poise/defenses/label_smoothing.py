@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from poise.checks import settle
 from poise.defenses.common import forward
 from poise.objectives import SmoothedCrossEntropy
 from poise.shapes import Images, Labels, Model, Scalar
@@ -20,6 +21,7 @@ class LabelSmoothing:
     smoothing: float
 
     def __post_init__(self) -> None:
+        settle(self)
         SmoothedCrossEntropy(self.smoothing)  # the same bounds
 
     def __call__(

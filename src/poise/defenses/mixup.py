@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from poise.checks import check_number
+from poise.checks import check_number, settle
 from poise.defenses.common import forward, shuffle, source
 from poise.shapes import Images, Labels, Model, Scalar
 
@@ -24,6 +24,7 @@ class Mixup:
     alpha: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("alpha", self.alpha, 1e-3, hint="it is the parameter of Beta(alpha, alpha)")
 
     def __call__(

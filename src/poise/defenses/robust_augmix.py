@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.defenses.augmix import AugMix
 from poise.defenses.common import jsd, source, together
 from poise.shapes import Images, Labels, Model, Scalar
@@ -28,6 +28,7 @@ class RobustAugMix:
     augment: AugMix | None = None
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("weight", self.weight, 0)
 
     def __call__(

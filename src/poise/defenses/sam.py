@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from poise.checks import InputError, check_number
+from poise.checks import InputError, check_number, settle
 from poise.defenses.common import forward
 from poise.shapes import Images, Labels, Model, Scalar
 
@@ -29,6 +29,7 @@ class SharpnessAware:
     rho: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("rho", self.rho, 0)
 
     def __call__(

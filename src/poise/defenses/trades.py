@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from poise.attacks.common import judged
 from poise.attacks.descent import Descent
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.defenses.common import kl, together
 from poise.draws import Draw
 from poise.rules import Always
@@ -60,6 +60,7 @@ class Trades:
     noise: float = 1e-3
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("beta", self.beta, 0)
         check_number("step", self.step, 0)
         check_count("steps", self.steps)

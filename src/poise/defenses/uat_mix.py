@@ -7,9 +7,10 @@ from torch.nn import functional as F
 
 from poise import attacks
 from poise.attacks import Attack
-from poise.checks import check_count, check_number
+from poise.checks import check_count, check_number, settle
 from poise.defenses.common import shuffle, source, together, uniform
 from poise.shapes import Images, Labels, Model, Scalar
+from poise.threat import Linf
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class MixedTraining:
     share: float
 
     def __post_init__(self) -> None:
+        settle(self)
         check_number("share", self.share, 0, 1)
 
     def __call__(
@@ -62,6 +64,7 @@ def uat_mix(
     (0.04, 0.0625)
     """
     check_count("steps", steps, 1)
+    eps = Linf(eps).eps
     first_step = 5 * eps / 8 if step is None else step
     return MixedTraining(
         attacks.pgd(eps=eps, step=eps / 2.5, steps=steps, random_start=True),

@@ -14,7 +14,7 @@ from poise.attacks.calibration import MaxMiscalibration
 from poise.attacks.common import accepted, judged, rejudged
 from poise.attacks.descent import Attack, Descent
 from poise.attacks.worst_case import WorstCase
-from poise.checks import InputError, check_choice, check_number
+from poise.checks import InputError, check_choice, check_number, settle
 from poise.draws import Draw
 from poise.fast.prepare import Prepared, prepare
 from poise.objectives import Confidence, Gap, Objective
@@ -53,6 +53,7 @@ class Fast:
     share: float = 0.4
 
     def __post_init__(self) -> None:
+        settle(self)
         check_choice("precision", self.precision, ("float32", "bf16"))
         check_number("share", self.share, 0, 1, hint="it is the share of the steps in low precision")
         if self.precision == "bf16" and not isinstance(self.attack, Descent | Auto):
