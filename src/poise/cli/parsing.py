@@ -68,11 +68,14 @@ def check_asked(out: Path, *, seed: int = 0, **counts: int | None) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Refuse a folder that cannot be made or written into, without making it."""
+    """Refuse a folder that cannot be made, written into or read again, without making it."""
     try:
+        str(out.absolute()).encode()  # safetensors opens no other paths
         here = next(place for place in (out, *out.absolute().parents) if place.exists())
         able = here.is_dir() and os.access(here, os.W_OK | os.X_OK)
         reason = "is a file" if not here.is_dir() else "cannot be written into"
+    except UnicodeEncodeError:
+        here, able, reason = out.absolute(), False, "is not UTF-8"
     except OSError as error:
         here, able, reason = out, False, f"cannot be made ({error.strerror})"
     if not able:
