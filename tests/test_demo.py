@@ -19,7 +19,7 @@ def demo(tmp_path_factory):
 
 def test_the_attacks_bite(demo):
     _, rows = demo
-    for attack in ("adaptive", "confsmooth"):
+    for attack in ("adaptive", "confsmooth", "auto"):
         row = rows["vanilla", attack]
         assert row["confidence"] > 0.95 and row["accuracy"] > 0.95
         assert row["confidence_attacked"] < row["confidence"] - 0.35
@@ -30,11 +30,17 @@ def test_the_attacks_bite(demo):
 
 def test_the_defense_holds(demo):
     _, rows = demo
-    for attack in ("adaptive", "confsmooth"):
+    for attack in ("adaptive", "confsmooth", "auto"):
         vanilla, trained = rows["vanilla", attack], rows["uat-smooth", attack]
         assert trained["confidence_attacked"] > vanilla["confidence_attacked"] + 0.1
         assert trained["referred_attacked"] < vanilla["referred_attacked"] / 2
     assert rows["uat-smooth", "confsmooth"]["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize("model", ["vanilla", "uat-smooth"])
+def test_the_recommended_attack_is_the_one_that_gets_furthest(demo, model):
+    left = {attack: row["confidence_attacked"] for (of, attack), row in demo[1].items() if of == model}
+    assert min(left, key=left.get) == "auto"
 
 
 def test_the_report_is_there_and_a_second_run_trains_nothing(demo, capsys):
