@@ -19,6 +19,7 @@ from torch import nn
 
 import poise
 from poise import attacks, metrics, store
+from poise.naming import taken
 
 STEPS, QUERIES = 20, 300  # gradients of the white-box attacks, queries of the black-box ones
 TASKS = [  # net, eps, share of the images asked for
@@ -86,7 +87,8 @@ def make(name, eps):
     """The attack of that name and budget."""
     if name == "worst_case":
         return attacks.worst_case([attacks.build(n, eps=eps, steps=STEPS) for n in LOWERING])
-    return attacks.build(name, eps=eps, steps=STEPS, queries=QUERIES)
+    bound = None if attacks.seeks_nearest(name) else eps
+    return attacks.build(name, **taken(attacks.ATTACKS[name], eps=bound, steps=STEPS, queries=QUERIES))
 
 
 def measure(case, name, eps):

@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import nn
 
+from poise.naming import taken
+
 SHAPE = (3, 8, 8)
 
 
@@ -96,3 +98,8 @@ def predictions(net, x):
     """The predicted class of every image."""
     with torch.no_grad():
         return net(x).argmax(dim=1)
+
+
+def fitted(table, name, **options):
+    """What the table's factory of that name makes of those of the options that it takes, None left out."""
+    return table[name](**taken(table[name], **options))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import conv_net, images, lead, predictions
+from nets import conv_net, fitted, images, lead, predictions
 from poise import InputError
 from poise.attacks import ATTACKS, build
 from poise.threat import BALLS
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
     def attack(self, **changes):
         options = {"eps": self.eps, "step": self.eps / 3, "steps": STEPS, "queries": 20}
-        return build(self.name, **options | self.options | changes)
+        return fitted(ATTACKS, self.name, **options | self.options | changes)
 
 
 def offered(name, norm):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import conv_net, images
+from nets import conv_net, fitted, images
 from poise import InputError
 from poise.attacks import ATTACKS, build, confsmooth, fgsm
 from poise.threat import BALLS
@@ -127,7 +127,7 @@ def test_labels(name, kind):
 @pytest.mark.parametrize("kind", MODELS)
 def test_models(name, kind):
     model, words = MODELS[kind]
-    attack = build(name, queries=3)
+    attack = fitted(ATTACKS, name, queries=3)
     if name in BLACK_BOX and kind in NO_MATTER:
         assert attack(model, images(4)).shape == images(4).shape
         return
@@ -140,14 +140,14 @@ def test_models(name, kind):
 @pytest.mark.parametrize("value", [-2.98e-8, 1 + 1.2e-7, -1e-6])
 def test_what_a_round_trip_through_a_normalisation_leaves_is_accepted_and_clamped(name, value):
     for steps in (None, 0):
-        x_adv = build(name, steps=steps)(conv_net(), with_pixel(value))
+        x_adv = fitted(ATTACKS, name, steps=steps)(conv_net(), with_pixel(value))
         assert ((x_adv >= 0) & (x_adv <= 1)).all()
 
 
 @every_attack
 def test_no_steps_or_no_images_are_no_excuse(name):
     for make in ("normalised", "NaN", "bytes", "one image"):
-        refusal(build(name, steps=0), conv_net(), IMAGES[make][0]())
+        refusal(fitted(ATTACKS, name, steps=0), conv_net(), IMAGES[make][0]())
     refusal(build(name), conv_net(), images(0), LABELS)
 
 
@@ -173,7 +173,7 @@ def turning_nan(after):
 @every_attack
 def test_logits_that_become_nan_during_the_attack(name):
     mentions(
-        refusal(build(name, steps=3, queries=4), turning_nan(after=1), images(4)),
+        refusal(fitted(ATTACKS, name, steps=3, queries=4), turning_nan(after=1), images(4)),
         "NaN or infinite",
         "look at its weights",  # some look at x twice, and say it of the model: no image is named
     )
@@ -216,7 +216,7 @@ def test_gradients_whose_sum_overflows_are_not_infinite(name):
         lead = ((x - x.detach()) * weight).flatten(1).sum(dim=1)
         return torch.stack([lead, -lead], dim=1)
 
-    assert build(name, steps=1)(steep, x).shape == x.shape
+    assert fitted(ATTACKS, name, steps=1)(steep, x).shape == x.shape
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import conv_net, images
+from nets import conv_net, fitted, images
 from poise import InputError, defenses
 from poise.defenses import DEFENSES, READINGS
 
@@ -48,9 +48,7 @@ class Case(NamedTuple):
         return self.name in DRAWS
 
     def defense(self, **changes):
-        return defenses.build(
-            self.name, **({"eps": 0.1, "step": 0.04, "steps": 2} | self.options | changes)
-        )
+        return fitted(TABLE, self.name, **({"eps": 0.1, "step": 0.04, "steps": 2} | self.options | changes))
 
 
 CASES = [Case(name, {}) for name in TABLE] + [Case(name, options) for name, options in VARIANTS.items()]
@@ -360,8 +358,9 @@ def test_what_trains_on_attacked_images_refuses_to_attack_without_steps(name):
     TABLE[name](steps=1)
 
 
-def test_build_leaves_out_what_a_defense_does_not_take():
-    assert defenses.build("sam", eps=0.1, steps=3, rho=0.1) == defenses.sam(rho=0.1)
+def test_build_refuses_what_a_defense_does_not_take():
+    with pytest.raises(InputError, match=r"defense 'sam' does not take eps and steps: it takes rho=0.05"):
+        defenses.build("sam", eps=0.1, steps=3, rho=0.1)
     assert defenses.build("UAT_Mix", eps=0.1, step=None) == defenses.uat_mix(eps=0.1)
     with pytest.raises(InputError, match="trades"):
         defenses.build("trade")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import Counting, conv_net, images, predictions
+from nets import Counting, conv_net, fitted, images, predictions
 from poise import InputError, evaluate
 from poise.attacks import (
     ATTACKS,
@@ -68,7 +68,7 @@ def labelled(net, n, dtype=torch.float32):
 def test_healthy_nets_give_no_finding_under_any_attack(seed, classes, scale, dtype):
     net = conv_net(seed, classes=classes, scale=scale, dtype=dtype)
     x, y = labelled(net, 24, dtype)
-    attacks = {name: build(name, **HOW) for name in ATTACKS}
+    attacks = {name: fitted(ATTACKS, name, **HOW) for name in ATTACKS}
     records = {name: evaluate(net, [(x, y)], attack) for name, attack in attacks.items()}
     assert diagnose(net, attacks, x, y, records=records) == ()
     # Nor is black-box ahead of any one of these; of ACE, with its one gradient, it often is.
@@ -151,7 +151,7 @@ class Rounded(nn.Module):
 @pytest.mark.parametrize("name", [name for name in ATTACKS if not gradient_free(ATTACKS[name]())])
 def test_a_gradient_that_is_zero_is_found_whatever_the_attack(name):
     net = Rounded(conv_net())
-    finding = only(attack_findings(net, build(name, steps=5), images(6, 10)))
+    finding = only(attack_findings(net, fitted(ATTACKS, name, steps=5), images(6, 10)))
     assert (finding.kind, finding.share) == ("vanished-gradient", 1.0)
 
 

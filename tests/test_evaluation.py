@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from nets import fitted
 from poise import InputError, attacks, data, evaluate
 from poise.attacks import ATTACKS
 
@@ -147,7 +148,7 @@ def test_evaluation_works_where_gradients_are_off(mode):
 
 # however the data is cut
 
-CUT = {name: attacks.build(name, eps=0.1, steps=8) for name in ATTACKS} | {
+CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=8) for name in ATTACKS} | {
     "pgd from a random start": attacks.pgd(eps=0.1, steps=5, random_start=True),
     "dropout of half": attacks.dropout(eps=0.1, steps=5, keep_fraction=0.5),
     "in l2": attacks.confsmooth(eps=0.5, steps=5, norm="l2"),

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nets import Counting, Linear, confidence, conv_net, images, predictions
+from nets import Counting, Linear, confidence, conv_net, fitted, images, predictions
 from poise import InputError
-from poise.attacks import adaptive, auto, build, confsmooth, dropout, pgd, worst_case
+from poise.attacks import ATTACKS, adaptive, auto, confsmooth, dropout, pgd, worst_case
 from poise.fast import Fast, Ready, accelerated
 from poise.fast import attack as walking
 from poise.fast import prepare as preparing
@@ -384,7 +384,7 @@ def test_a_recalibrated_model_is_prepared_whatever_its_temperature_is_kept_in():
 def test_every_kind_of_attack_goes_in_float32(name):
     net, x = residual(), images(8)
     y = predictions(net, x)
-    attack = accelerated(build(name, eps=EPS, steps=5))
+    attack = accelerated(fitted(ATTACKS, name, eps=EPS, steps=5))
     x_adv = attack(net, x, y)
     assert x_adv.shape == x.shape and (x_adv - x).abs().amax() <= EPS + 1e-6
     if name not in ("dropout", "square"):

@@ -13,9 +13,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import poise
-from nets import shuffled
+from nets import fitted, shuffled
 from poise import InputError, data, defenses, models, store
-from poise.defenses import DEFENSES, AdversarialTraining
+from poise.defenses import DEFENSES, READINGS, AdversarialTraining
 from poise.training import TrainJob, loop, train
 
 
@@ -46,7 +46,7 @@ def job(defense="vanilla", **changes):
 
 def built(name):
     """The defense of that name, weak enough to be quick."""
-    return defenses.build(name, eps=0.1, steps=3)
+    return fitted({**DEFENSES, **READINGS}, name, eps=0.1, steps=3)
 
 
 def state_bits(model):

@@ -46,7 +46,8 @@ def job(name, **changes):
 def run(name, out, **options):
     """257 images: the last batch has one, so that the second process gets none."""
     images = data.load("digits", split="train", images=257)
-    defense = defenses.build(name.split("-")[0], eps=0.1, steps=2)
+    kind = name.split("-")[0]
+    defense = defenses.build(kind, **{} if kind == "vanilla" else {"eps": 0.1, "steps": 2})
     return train(job(name), images, defense, out, **options)
 
 

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nets import fitted
 from poise import InputError, defenses, models, store
 from poise.data import ImageSet
+from poise.defenses import DEFENSES, READINGS
 from poise.training import outcome, selection, train
 from trainings import Spy, bits, digits, job, normed
 
@@ -149,7 +151,12 @@ def test_the_budget_is_the_defenses_own_if_it_has_one(
         return dict.fromkeys(which, 0.0)
 
     monkeypatch.setattr(selection, "measure", measure)
-    train(job(defense, epochs=1), images, defenses.build(defense, eps=eps, steps=1), tmp_path)
+    train(
+        job(defense, epochs=1),
+        images,
+        fitted({**DEFENSES, **READINGS}, defense, eps=eps, steps=1),
+        tmp_path,
+    )
     assert seen == {expected}
 
 

@@ -44,10 +44,41 @@ def nearest(table: Iterable[str], name: str, *, cutoff: float = 0.6) -> list[str
 
 
 def build(table: Mapping[str, Callable[..., T]], name: str, kind: str, options: Mapping[str, Any]) -> T:
-    """What the factory of that name makes of those of the options that it takes and that are not None."""
+    """What the factory of that name makes of the options; None leaves one at its default.
+
+    Raises:
+        InputError: an unknown name, or an option that this factory does not take.
+    """
     factory = lookup(table, name, kind)
+    given = {option: value for option, value in options.items() if value is not None}
+    check_taken(factory, f"{kind} {name!r}", given)
+    return factory(**given)
+
+
+def check_taken(
+    factory: Callable[..., object], who: str, given: Iterable[str], *, spelled: str = "", way_out: str = ""
+) -> None:
+    """Refuse options that the factory does not take, by their names: left out they would seem to hold.
+
+    >>> check_taken(lambda *, beta=6.0: None, "defense 'trades'", ["steps"], spelled="--")
+    Traceback (most recent call last):
+    ...
+    poise.checks.InputError: defense 'trades' does not take --steps: it takes beta=6.0
+    """
     takes = inspect.signature(factory).parameters
-    return factory(**{k: v for k, v in options.items() if k in takes and v is not None})
+    if unknown := [f"{spelled}{option}" for option in given if option not in takes]:
+        known = ", ".join(f"{known}={p.default}" for known, p in takes.items()) or "no options"
+        raise InputError(f"{who} does not take {' and '.join(unknown)}: it takes {known}{way_out}")
+
+
+def taken(factory: Callable[..., object], **options: Any) -> dict[str, Any]:
+    """Those of the options that the factory takes and that are not None, for whoever asks many alike.
+
+    >>> taken(lambda *, beta=6.0: None, beta=3.0, steps=5)
+    {'beta': 3.0}
+    """
+    takes = inspect.signature(factory).parameters
+    return {name: value for name, value in options.items() if name in takes and value is not None}
 
 
 def named_options(factory: Callable[..., object], texts: Iterable[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Attacks: frozen values, `attack(model, x) -> x_adv`. A new one is a file and a line here."""
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 from poise import naming
@@ -61,12 +62,25 @@ READINGS: Mapping[str, Callable[..., Attack]] = {  # to compare published number
 
 
 def build(name: str, **options: Any) -> Attack:
-    """The attack of that name, given those of the options that it takes and that are not None.
+    """The attack of that name with these options; None leaves one at its default.
 
-    >>> build("fgsm", eps=0.1, steps=20) == fgsm(eps=0.1)
+    Raises:
+        InputError: an unknown name, or an option that this attack does not take.
+
+    >>> build("FGSM", eps=0.1, norm=None) == fgsm(eps=0.1)
     True
     """
     return naming.build({**ATTACKS, **READINGS}, name, "attack", options)
+
+
+def seeks_nearest(name: str) -> bool:
+    """Whether the attack looks for the nearest point, without a budget unless it is given one.
+
+    >>> [name for name in ATTACKS if seeks_nearest(name)]
+    ['cw', 'deepfool']
+    """
+    eps = signature(naming.lookup({**ATTACKS, **READINGS}, name, "attack")).parameters.get("eps")
+    return eps is not None and eps.default is None
 
 
 __all__ = [
@@ -92,6 +106,7 @@ __all__ = [
     "pgd",
     "pgd_bisect",
     "random_confidence",
+    "seeks_nearest",
     "square",
     "square_max_miscalibration",
     "square_overconfidence",

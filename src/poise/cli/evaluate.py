@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from poise.checks import InputError, check_number
 from poise.cli.parsing import check_asked
 from poise.cli.show import show
-from poise.naming import known_name
+from poise.naming import check_taken, known_name, named_options
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
 if TYPE_CHECKING:
+    from poise.attacks import Attack
     from poise.recipes.estimate import Estimate
 
 
@@ -23,11 +24,12 @@ def evaluate(
     data: str,
     out: Path,
     attacks: tuple[str, ...] = ("pgd", "adaptive", "confsmooth", "auto"),
-    eps: float = 0.03,
+    eps: float | None = None,
     step: float | None = None,
     steps: int | None = None,
     keep: Literal["last", "best"] | None = None,
     norm: str | None = None,
+    option: tuple[str, ...] = (),
     weights: str | None = None,
     code: str | None = None,
     images: int | None = None,
@@ -49,11 +51,14 @@ def evaluate(
         data: Data set, see `poise list`.
         out: Run folder; the report goes there too.
         attacks: Attacks, see `poise list`.
-        eps: Budget in pixels of [0, 1].
+        eps: Budget in pixels of [0, 1], 0.03 by default. Beside other attacks, cw and deepfool look for
+            the nearest image at any distance; alone they take it as the longest one, in their own norm.
         step: First step's size, in pixels of [0, 1]; 5/255 by default.
         steps: Gradient steps; 20 by default.
         keep: Return the last point or the best; each attack's own choice by default.
         norm: Norm of the budget: linf, l2 or l1.
+        option: Options of one attack alone, ATTACK.NAME=VALUE, such as square.queries=5000; they go
+            before what all get.
         weights: File of weights for a model given by name, or "pretrained" for the published ones.
         code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download: that is only
             run or fetched if it is named here.
@@ -71,7 +76,6 @@ def evaluate(
         root: Folder of downloaded data sets.
         read: How images are brought to one shape, and which are left out.
     """
-    from poise import attacks as known
     from poise import data as sets
     from poise.recipes.audit import audit, set_aside
 
@@ -83,9 +87,7 @@ def evaluate(
         raise InputError("--held-out sets images aside for --recalibrate, which is not given: give both")
     if max_hours is not None:
         check_number("max_hours", max_hours, 0)
-    options = {"eps": eps, "step": step, "steps": steps, "keep": keep, "norm": norm}
-    names = [known_name([*known.ATTACKS, *known.READINGS], name, "attack") for name in attacks]
-    chosen: dict[str, known.Attack] = {name: known.build(name, **options) for name in names}
+    chosen = _attacks(attacks, option, eps=eps, step=step, steps=steps, keep=keep, norm=norm)
     if fast is not None:
         from poise.fast import accelerated
 
@@ -95,7 +97,7 @@ def evaluate(
     if recalibrate is not None:
         held, source = set_aside(source, held_out, seed=seed)
     source = source.subset(images, seed=seed)
-    print(f"{len(source)} images x {', '.join(names)}: each is timed on a few images first", flush=True)
+    print(f"{len(source)} images x {', '.join(chosen)}: each is timed on a few images first", flush=True)
     with bars() as progress:
         run = audit(
             model,
@@ -111,6 +113,38 @@ def evaluate(
             on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )
     show([run], out, threshold=threshold)
+
+
+def _attacks(
+    names: tuple[str, ...], texts: tuple[str, ...], **flags: float | str | None
+) -> dict[str, Attack]:
+    """The attacks by name, each with the flags and with the options that are its own.
+
+    Raises:
+        InputError: a flag or an option that an attack does not take: its table would seem to be of it.
+    """
+    from poise import attacks as known
+
+    table = {**known.ATTACKS, **known.READINGS}
+    own: dict[str, list[str]] = {known_name(table, name, "attack"): [] for name in names}
+    for text in texts:
+        name, _, rest = text.partition(".")
+        if "=" in name or known_name(table, name, "attack") not in own:
+            raise InputError(f"--option {text} is for none of {', '.join(own)}: write ATTACK.NAME=VALUE")
+        own[known_name(table, name, "attack")].append(rest)
+    nearest = [name for name in own if known.seeks_nearest(name)]
+    chosen = {}
+    for name, own_texts in own.items():
+        given = {flag: value for flag, value in flags.items() if value is not None}
+        if name in nearest and len(nearest) < len(own) and given.pop("eps", None) is not None:
+            print(
+                f"{name}: at any distance; --option {name}.eps=NUMBER bounds it in its own norm", flush=True
+            )
+        other = next((other for other in own if other != name), None)
+        way_out = f"; --option {other}.NAME=VALUE is for {other} alone" if other else ""
+        check_taken(table[name], f"attack {name!r}", given, spelled="--", way_out=way_out)
+        chosen[name] = known.build(name, **given | named_options(table[name], own_texts))
+    return chosen
 
 
 def _agree(estimate: Estimate, *, max_hours: float | None) -> None:

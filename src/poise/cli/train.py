@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from poise.checks import InputError, check_count
+from poise.checks import check_count
 from poise.cli.parsing import check_asked
-from poise.naming import lookup, named_options
+from poise.naming import check_taken, lookup, named_options
 from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
@@ -144,11 +143,8 @@ def _defense(name: str, texts: tuple[str, ...], **flags: float | None) -> Defens
     from poise import defenses
 
     factory = lookup({**defenses.DEFENSES, **defenses.READINGS}, name, "defense")
-    takes = inspect.signature(factory).parameters
     given = {flag: value for flag, value in flags.items() if value is not None}
-    if unknown := [f"--{flag}" for flag in given if flag not in takes]:
-        known = ", ".join(f"{known}={p.default}" for known, p in takes.items()) or "no options"
-        raise InputError(f"defense {name!r} does not take {' and '.join(unknown)}: it takes {known}")
+    check_taken(factory, f"defense {name!r}", given, spelled="--")
     options: dict[str, Any] = given | named_options(factory, texts)
     if "steps" in options:
         check_count("steps", options["steps"], 1)

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from poise.attacks import ATTACKS
+from poise.attacks import ATTACKS, seeks_nearest
 from poise.attacks.common import accepted, judged, rejudged
 from poise.checks import InputError, check_number, settle
 from poise.compat import made, missing, run
@@ -112,7 +111,7 @@ class OverBudgets:
             generator = torch.Generator().manual_seed(self.seed)
             return run(made(self.name, options), model, x, y, generator=generator)
 
-        if not self.nearest:
+        if not seeks_nearest(self.name):
             if None in budgets:
                 raise InputError(f"epsilons must be numbers for {self.name}: it needs a budget, got None")
             raw = [attack({**self.options, "eps": eps}) for eps in budgets]
@@ -120,11 +119,6 @@ class OverBudgets:
         norm = self.options.get("norm", "l2")
         far = attack(self.options)
         return [far] * len(budgets), [far if e is None else _clipped(far, x, norm, e) for e in budgets]
-
-    @property
-    def nearest(self) -> bool:
-        """Whether the attack looks for the nearest point and needs no budget."""
-        return signature(ATTACKS[self.name]).parameters["eps"].default is None
 
     @property
     def misclassifies(self) -> bool:

@@ -50,9 +50,12 @@ READINGS: Mapping[str, Callable[..., Defense]] = {  # to compare published numbe
 
 
 def build(name: str, **options: Any) -> Defense:
-    """The defense of that name, given those of the options that it takes and that are not None.
+    """The defense of that name with these options; None leaves one at its default.
 
-    >>> build("vanilla", eps=0.1)
+    Raises:
+        InputError: an unknown name, or an option that this defense does not take.
+
+    >>> build("Vanilla", eps=None)
     Vanilla()
     """
     return naming.build({**DEFENSES, **READINGS}, name, "defense", options)

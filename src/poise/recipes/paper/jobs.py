@@ -10,6 +10,7 @@ from typing import Literal
 from poise import defenses, store
 from poise.attacks import Attack
 from poise.defenses import Defense, Vanilla
+from poise.naming import lookup, taken
 from poise.recipes.paper.readings import Reading, attacks_of, unheld
 from poise.recipes.paper.scale import Scale, Setting
 from poise.training import TrainJob
@@ -75,7 +76,8 @@ class Job:
         name, steps = _split(self.defense)
         if name == "caat" and self.reading != "ours":
             name = {"paper": "caat-rescaled", "cited": "caat-cited"}[self.reading]
-        return defenses.build(name, eps=s.train_eps, step=s.step, steps=steps)
+        factory = lookup({**defenses.DEFENSES, **defenses.READINGS}, name, "defense")
+        return factory(**taken(factory, eps=s.train_eps, step=s.step, steps=steps))
 
     @property
     def attacks(self) -> dict[str, Attack]:
