@@ -54,13 +54,13 @@ def evaluate(
         InputError: no images, or images, labels, logits or attacked images that cannot be right.
     """
     homes = _homes(model, devices)
-    parts: list[Records] = []
-    for part in _attacked(homes, _checked(batches, examples), attack, seed):
-        parts.append(part)
-        on_batch(len(part))
-    if not parts:
-        raise InputError("there are no images to evaluate: the batches are empty")
-    return Records.join(parts)
+
+    def parts() -> Iterator[Records]:
+        for part in _attacked(homes, _checked(batches, examples), attack, seed):
+            yield part
+            on_batch(len(part))
+
+    return Records.join(parts())
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Home:
             )
         x_adv = x_adv.detach().to(self.dtype)
         part = (
-            y,
+            y.long(),
             clean,
             _judge(self.model, x_adv),
             perturbation.linf(x_adv, x),
@@ -95,7 +95,7 @@ class Home:
             x[:kept],
             x_adv[:kept],
         )
-        return Records(*(t.cpu().clone() for t in part))  # views would hold the whole batch
+        return Records(*(t.cpu() for t in part))
 
 
 def _checked(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poise.checks import InputError, check_count, check_labels, check_logits, check_number
 from poise.modes import evaluating
+from poise.rows import Rows
 from poise.shapes import Images, Labels, Logits, Model
 
 Fit = Callable[[Logits, Labels], nn.Module]
@@ -261,14 +262,14 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
     """The model's logits (n, k) and the labels (n,) over batches, in evaluation mode, on the CPU."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     device = next(parameters, torch.empty(0)).device
-    rows, labels = [], []
+    rows, labels = Rows("logits"), Rows("y")
     with evaluating(model), torch.no_grad():
         for x, y in batches:
-            rows.append(model(x.to(device)).float().cpu())
-            labels.append(y)
-    if not rows:
+            rows.add(model(x.to(device)).float())
+            labels.add(y)
+    if not len(rows):
         raise InputError("there are no images to recalibrate on: the batches are empty")
-    return torch.cat(rows), torch.cat(labels)
+    return rows.joined(), labels.joined()
 
 
 def _checked(logits: Logits, y: Labels) -> tuple[np.ndarray, np.ndarray]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import polars as pl
 import torch
 
+from poise.checks import InputError
+from poise.rows import Rows
 from poise.shapes import Images, Labels, Mask, PerSample, Probabilities
 
 _DISTANCES = ("linf", "l2", "wasserstein", "ssim")
@@ -50,9 +52,19 @@ class Records:
         return self.clean.argmax(dim=1) == self.attacked.argmax(dim=1)
 
     @classmethod
-    def join(cls, parts: Sequence[Records]) -> Records:
-        """All rows of the parts, in order."""
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+    def join(cls, parts: Iterable[Records]) -> Records:
+        """All rows of the parts, in order; none of the parts is kept.
+
+        Raises:
+            InputError: no parts, or parts of another shape than the first.
+        """
+        columns: dict[str, Rows] = {}
+        for part in parts:
+            for f in fields(cls):
+                columns.setdefault(f.name, Rows(f.name)).add(getattr(part, f.name))
+        if not columns:
+            raise InputError("there are no images to evaluate: the batches are empty")
+        return cls(*(rows.joined() for rows in columns.values()))
 
     def frame(self) -> pl.DataFrame:
         """The rows as a table: labels, predictions, confidences, distances, probabilities."""

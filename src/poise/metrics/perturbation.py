@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from poise.checks import InputError, check_images
 from poise.shapes import Images, PerSample
 
+AT_ONCE = 2**19  # numbers
+
 
 def delta_w(x_adv: Images, x: Images) -> PerSample:
     """ΔW = mean |δ|, the Wasserstein distance between a zero vector and δ (section 4.3).
@@ -55,6 +57,12 @@ def ssim(x_adv: Images, x: Images) -> PerSample:
 
 def structural_similarity(x_adv: Images, x: Images) -> PerSample:
     """SSIM as `ssim` has it, of images that may lie outside [0, 1]; the data range stays 1."""
+    few = max(1, AT_ONCE // max(1, x[:1].numel()))  # a dozen float64 copies of a batch are large
+    parts = zip(x_adv.split(few), x.split(few), strict=True)
+    return torch.cat([_similarity(*part) for part in parts])
+
+
+def _similarity(x_adv: Images, x: Images) -> PerSample:
     side = min(x.shape[2:])
     window = min(7, side - 1 + side % 2)
     a, b = x_adv.double(), x.double()  # variances are small differences of large numbers

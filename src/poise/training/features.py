@@ -11,6 +11,7 @@ from poise.checks import check_logits
 from poise.data import ImageSet
 from poise.defenses import Defense, Vanilla
 from poise.modes import evaluating
+from poise.rows import Rows
 from poise.training.job import TrainJob
 
 
@@ -34,7 +35,7 @@ def features(net: nn.Module, model: nn.Module, data: ImageSet) -> Float[Tensor, 
     near = 1e-4 if model is net else 0.05  # the rounding of half precision
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    kept: list[Tensor] = []
+    kept = Rows("features")
     try:
         with evaluating(net):
             for x, y in data:
@@ -47,7 +48,7 @@ def features(net: nn.Module, model: nn.Module, data: ImageSet) -> Float[Tensor, 
                 again = head(taken)
                 if again.shape != logits.shape or not torch.allclose(again, logits, rtol=near, atol=near):
                     return None
-                kept.append(taken.cpu())
+                kept.add(taken)
     finally:
         hook.remove()
-    return torch.cat(kept)
+    return kept.joined()
