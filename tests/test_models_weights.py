@@ -253,3 +253,26 @@ def test_advertorchs_lenets_have_their_accuracy(kind, count, shared_data):
         return z @ state["linear2.weight"].T + state["linear2.bias"]
 
     assert right(plain, x, y) == count
+
+
+def test_a_turned_bit_in_a_zip_of_weights_is_told_by_its_checksum(tmp_path):
+    net, file = nn.Linear(40, 3), tmp_path / "net.pt"
+    torch.save(net.state_dict(), file)
+    content = bytearray(file.read_bytes())
+    at = content.index(net.weight.detach().numpy().tobytes())
+    content[at + 5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"are damaged: the checksum of net/data/\d does not fit"):
+        models.load_weights(net, file)
+
+
+def test_a_zip_of_weights_without_checksums_is_read(tmp_path):
+    net, other = nn.Linear(4, 3), nn.Linear(4, 3)
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(net.state_dict(), tmp_path / "net.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    models.load_weights(other, tmp_path / "net.pt")
+    assert torch.equal(other.weight, net.weight)

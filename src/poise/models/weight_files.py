@@ -48,7 +48,7 @@ def _content(file: Path) -> object:
         if file.suffix == ".safetensors":
             return load_file(file)
         if zipfile.is_zipfile(file):
-            _check_unpacked(file)
+            _check_zip(file)
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays}
@@ -62,16 +62,25 @@ def _content(file: Path) -> object:
         raise InputError(f"the weights in {str(file)!r} cannot be read: {error}") from error
 
 
-def _check_unpacked(file: Path) -> None:
-    """Refuse a zip file that would unpack to much more than it is, before any of it is."""
+def _check_zip(file: Path) -> None:
+    """Refuse a zip file that would unpack to much more than it is, or is not what was written.
+
+    torch reads past its checksums, and can be told to write none: then all are 0.
+    """
     with zipfile.ZipFile(file) as content:
-        claimed = sum(entry.file_size for entry in content.infolist())
-    size = file.stat().st_size
-    if claimed > RATIO * size + SLACK:
-        raise InputError(
-            f"the weights in {str(file)!r} would unpack to {claimed / 1e6:.0f} MB from {size / 1e6:.1f}: "
-            f"weights do not compress to less than 1/{RATIO}, save them again"
-        )
+        entries = content.infolist()
+        claimed = sum(entry.file_size for entry in entries)
+        size = file.stat().st_size
+        if claimed > RATIO * size + SLACK:
+            raise InputError(
+                f"the weights in {str(file)!r} would unpack to {claimed / 1e6:.0f} MB from "
+                f"{size / 1e6:.1f}: weights do not compress to less than 1/{RATIO}, save them again"
+            )
+        if any(entry.CRC for entry in entries) and (damaged := content.testzip()):
+            raise InputError(
+                f"the weights in {str(file)!r} are damaged: the checksum of {damaged} does not fit its "
+                "bytes; copy the file again from where it is whole"
+            )
 
 
 def _refuse_allocations(file: Path) -> None:
