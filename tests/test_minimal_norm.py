@@ -224,12 +224,12 @@ def test_misclassified_in_the_box_and_without_labels_the_prediction_is_meant(see
 
 @every_attack
 def test_images_that_are_wrong_already_are_returned_as_they_are(attack):
-    net, x = conv_net(), images(8)
+    net, x = conv_net(dtype=torch.float64), images(8, dtype=torch.float64)
     y = predictions(net, x)
     wrong = torch.arange(8) % 2 == 0
     x_adv = attack(net, x, torch.where(wrong, (y + 1) % 5, y))
     assert torch.equal(x_adv[wrong], x[wrong])
-    torch.testing.assert_close(x_adv[~wrong], attack(net, x)[~wrong], rtol=0, atol=1e-5)
+    torch.testing.assert_close(x_adv[~wrong], attack(net, x)[~wrong], rtol=0, atol=1e-9)
     assert (length(x_adv - x)[~wrong] > 0).all()
 
 
