@@ -33,8 +33,15 @@ BROKEN = (  # what readers of images, JSON, zip files and tables let through whe
 TOLERANCE = 1e-6  # what a round trip through a normalisation may leave outside [0, 1]
 
 
+TELLING = 16  # numbers that do not all lie in [0, 1] by chance
+
+
 class InputError(ValueError):
     """Something that the caller gave and can mend; its text is one message for a person."""
+
+
+class NotFiniteError(InputError):
+    """Numbers that became NaN or infinite."""
 
 
 def settle(value: Any) -> None:
@@ -118,7 +125,7 @@ def check_labels(y: Tensor, n: int) -> None:
 
 
 def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
-    """Refuse a model output that cannot be logits of n images (two host synchronisations)."""
+    """Refuse a model output that cannot be logits of n images (three host synchronisations)."""
     import torch
 
     if not isinstance(logits, torch.Tensor):
@@ -127,18 +134,31 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
             "wrap it, e.g. lambda x: model(x).logits"
         )
     if logits.ndim != 2 or logits.shape[0] != n or logits.shape[1] < 2:
+        single = tuple(logits.shape) in ((n,), (n, 1))
+        hint = "of one logit z an image, poise.models.TwoClasses(model) makes (-z/2, z/2)" if single else ""
         raise InputError(
             f"the model must return logits of shape (n, classes) = ({n}, at least 2), "
-            f"got {tuple(logits.shape)}"
+            f"got {tuple(logits.shape)}" + _tail(hint)
         )
+    if not logits.is_floating_point():
+        raise InputError(f"the model must return floating-point logits, got {logits.dtype}")
     if not torch.isfinite(logits).all():
-        raise InputError(
+        raise NotFiniteError(
             "the model returned NaN or infinite logits: look at its weights and its normalisation"
         )
-    if looks_like_probabilities(logits, tolerance=1e-5 if logits.element_size() >= 4 else 1e-2):
+    rough = logits.element_size() < 4 or logits.numel() >= TELLING  # they may have been half precision
+    if looks_like_probabilities(logits, tolerance=1e-2 if rough else 1e-5):
         raise InputError(
             "the model returns probabilities (rows are non-negative and sum to 1), logits are needed: "
             "take its softmax away, or wrap it: lambda x: model(x).clamp_min(1e-30).log()"
+        )
+    low, high = logits.aminmax() if logits.numel() >= TELLING else (-1, 1)
+    if low >= 0 and 0.5 < high <= 1:  # where nothing is learnt, logits are smaller
+        raise InputError(
+            f"all {logits.numel()} outputs of the model lie in [0, 1] and rows do not sum to 1, as after "
+            "a sigmoid, logits are needed: take it away; where several classes can be right, look at one "
+            "at a time, poise.models.TwoClasses(model, column=k, sigmoid=True); if these are logits, "
+            "lambda x: model(x) - 1 says so"
         )
     if y is not None and (y < 0).logical_or(y >= logits.shape[1]).any():
         raise InputError(

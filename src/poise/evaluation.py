@@ -15,6 +15,7 @@ from torch import nn
 
 from poise.attacks.descent import Attack
 from poise.checks import InputError, check_images, check_labels, check_logits
+from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
 from poise.metrics import perturbation
 from poise.modes import evaluating
 from poise.records import Records
@@ -40,8 +41,9 @@ def evaluate(
     belong to images, so results do not depend on how the data is cut into batches, nor on devices.
 
     Args:
-        model: images in [0, 1] -> logits, on the device that it is to run on.
-        batches: (x (n, c, h, w), y (n,)) pairs.
+        model: images in [0, 1] -> logits, on the device that it is to run on. Of a dict, a tuple or a
+            Hugging Face output, `logits` or the only tensor is taken.
+        batches: (x (n, c, h, w), y (n,)) pairs; what follows in a batch is left.
         attack: given y if it attacks against the true label, else left to the model's prediction.
         seed: of the attack's draws.
         examples: how many images to keep in the records.
@@ -53,6 +55,7 @@ def evaluate(
     Raises:
         InputError: no images, or images, labels, logits or attacked images that cannot be right.
     """
+    check_one_answer(model)
     homes = _homes(model, devices)
 
     def parts() -> Iterator[Records]:
@@ -74,10 +77,11 @@ class Home:
     def records(self, x: Images, y: Labels, kept: int, attack: Attack, seed: int) -> Records:
         """What the attack does to one batch; so many images of it are kept."""
         x, y = x.to(self.device, self.dtype), y.to(self.device)
-        clean = _judge(self.model, x, y)
+        clean, plain = _judge(self.model, x, y)
+        model = self.model if plain else LogitsAlone(self.model)
         generator = torch.Generator().manual_seed(seed)
         labels = y if getattr(attack, "uses_labels", False) else None
-        x_adv = attack(self.model, x.clone(), labels, generator=generator)  # it may write into its input
+        x_adv = attack(model, x.clone(), labels, generator=generator)  # it may write into its input
         check_images(x_adv, "what the attack returned")
         if x_adv.shape != x.shape:
             raise InputError(
@@ -87,7 +91,7 @@ class Home:
         part = (
             y.long(),
             clean,
-            _judge(self.model, x_adv),
+            _judge(self.model, x_adv)[0],
             perturbation.linf(x_adv, x),
             perturbation.l2(x_adv, x),
             perturbation.delta_w(x_adv, x),
@@ -102,7 +106,7 @@ def _checked(
     batches: Iterable[tuple[Images, Labels]], examples: int
 ) -> Iterator[tuple[Images, Labels, int]]:
     """The batches that hold images, and how many of each to keep so that the first ones are."""
-    for x, y in batches:
+    for x, y in map(pair, batches):
         check_images(x)
         check_labels(y, len(x))
         if len(x):
@@ -146,13 +150,13 @@ def _attacked(
         pool.shutdown(cancel_futures=True)
 
 
-def _judge(model: Model, x: Images, y: Labels | None = None) -> Probabilities:
-    """The model's probabilities at x, in two forwards of half the batch each."""
+def _judge(model: Model, x: Images, y: Labels | None = None) -> tuple[Probabilities, bool]:
+    """The probabilities at x, in two forwards of half the batch each; whether the model returns tensors."""
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        halves = torch.split(x, (len(x) + 1) // 2)
-        logits = torch.cat([torch.as_tensor(model(half)) for half in halves])
+        outputs = [called(model, half) for half in torch.split(x, (len(x) + 1) // 2)]
+    logits = torch.cat([logits_in(output) for output in outputs])
     check_logits(logits, len(x), y)
-    return logits.to(x.dtype).softmax(dim=1)
+    return logits.to(x.dtype).softmax(dim=1), isinstance(outputs[0], torch.Tensor)
 
 
 def _homes(model: Model, devices: Devices) -> list[Home]:

@@ -23,7 +23,7 @@ def evaluating(model: Model) -> Iterator[None]:
     (True, False)
     """
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    training = [module for module in modules if module.training]
+    training = [module for module in modules if getattr(module, "training", False)]  # a frozen one has none
     try:
         for module in training:
             module.training = False

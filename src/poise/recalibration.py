@@ -17,6 +17,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from torch import Tensor, nn
 
 from poise.checks import InputError, check_count, check_labels, check_logits, check_number
+from poise.given import called, logits_in, pair
 from poise.modes import evaluating
 from poise.rows import Rows
 from poise.shapes import Images, Labels, Logits, Model
@@ -264,8 +265,8 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
     device = next(parameters, torch.empty(0)).device
     rows, labels = Rows("logits"), Rows("y")
     with evaluating(model), torch.no_grad():
-        for x, y in batches:
-            rows.add(model(x.to(device)).float())
+        for x, y in map(pair, batches):
+            rows.add(logits_in(called(model, x.to(device))).float())
             labels.add(y)
     if not len(rows):
         raise InputError("there are no images to recalibrate on: the batches are empty")

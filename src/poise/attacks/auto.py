@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.draws import Draw
 from poise.modes import differentiable
@@ -97,7 +97,7 @@ class Auto:
             greed = torch.where(new.kept, (1.25 * greed).clamp(max=1), 0.25 * greed)
             scale = torch.where(new.kept, scale, 0.9 * scale)
             w = _direction(new.z, y, sharp, greed, new.kept)
-            slope = torch.autograd.grad(logits, at, w.to(logits.dtype))[0]
+            slope = gradient_of(logits, at, w.to(logits.dtype))
             size = slope.abs().flatten(1).mean(dim=1)
             finite &= torch.isfinite(size)  # the sign of NaN is 0, so it would not show in x
             speed = MOMENTUM * speed + slope / per_image(size.where(size > 0, 1))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.modes import differentiable
 from poise.objectives import rival
@@ -80,7 +80,7 @@ class CarliniWagner:
             u = w.tanh()
             seen = (0.5 + HALF * u).clamp(0, 1).to(center.dtype).requires_grad_()  # clamps only rounding
             lead = _lead(model(seen), y)
-            slope = torch.autograd.grad(lead.sum(), seen)[0].to(c.dtype)
+            slope = gradient_of(lead.sum(), seen).to(c.dtype)
             lead, seen = lead.detach(), seen.detach()
             delta, lost = seen - start, lead < -self.confidence
             found, finite = found | lost, finite & torch.isfinite(lead + slope.flatten(1).sum(dim=1))

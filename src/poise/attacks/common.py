@@ -5,10 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from poise.checks import InputError, check_images, check_labels, check_logits
+from poise.checks import (
+    InputError,
+    NotFiniteError,
+    check_images,
+    check_labels,
+    check_logits,
+)
+from poise.given import called
 from poise.modes import evaluating
 from poise.objectives import Gap
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
+
+NO_GRADIENT = (
+    "the model's output carries no gradient with respect to x: take away its no_grad, detach, integer "
+    "or NumPy step, or use a black-box attack"
+)
 
 
 def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
@@ -50,17 +62,24 @@ def wide(logits: Logits) -> Logits:
 def check_differentiable(output: Tensor) -> None:
     """Refuse an output without a graph back to the images."""
     if not output.requires_grad:
-        raise InputError(
-            "the model's output carries no gradient with respect to x: take away its no_grad, detach "
-            "or NumPy step, or use a black-box attack"
-        )
+        raise InputError(NO_GRADIENT)
+
+
+def gradient_of(
+    of: Tensor, at: Images, weights: Tensor | None = None, *, retain_graph: bool | None = None
+) -> Images:
+    """The gradient at the images; refuses an output whose graph does not go back to them."""
+    (found,) = torch.autograd.grad(of, at, weights, retain_graph=retain_graph, allow_unused=True)
+    if found is None:  # there is a graph, to the weights alone
+        raise InputError(NO_GRADIENT)
+    return found
 
 
 def check_finite(finite: Mask) -> None:
     """Refuse an attack in whose course numbers ceased to be finite (one host synchronisation)."""
     lost = int((~finite).sum())
     if lost:
-        raise InputError(
+        raise NotFiniteError(
             f"the model's logits or gradients became NaN or infinite for {lost} of {len(finite)} "
             "images during the attack: look at its weights, or attack in float32"
         )
@@ -68,4 +87,5 @@ def check_finite(finite: Mask) -> None:
 
 def _forward(model: Model, x: Images) -> Logits:
     with torch.inference_mode(False), evaluating(model), torch.no_grad():
-        return model(x)
+        logits: Logits = called(model, x)
+    return logits

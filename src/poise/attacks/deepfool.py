@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.modes import differentiable
 from poise.naming import known_name
@@ -91,7 +91,7 @@ class DeepFool:
         nearest = torch.full_like(slack, math.inf, dtype=step.dtype)
         finite = torch.isfinite(slack)
         for k, lead in enumerate(leads.unbind(dim=1), 1):
-            down = -torch.autograd.grad(lead.sum(), at, retain_graph=k < leads.shape[1])[0].to(step.dtype)
+            down = -gradient_of(lead.sum(), at, retain_graph=k < leads.shape[1]).to(step.dtype)
             need = lead.detach() + slack
             if self.norm == "l1":
                 tried, slope, distance = pixel_by_pixel(

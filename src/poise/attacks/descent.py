@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import InputError, check_choice, check_count, check_logits, check_number, settle
 from poise.draws import Draw
 from poise.modes import differentiable
@@ -187,7 +187,7 @@ def seen(
         loss = objective(logits, y)
         if grad:
             check_differentiable(loss)
-        gradient = torch.autograd.grad(loss, x, torch.ones_like(loss))[0] if grad else None
+        gradient = gradient_of(loss, x, torch.ones_like(loss)) if grad else None
     return Point(x.detach(), y, logits.detach(), loss.detach(), gradient)
 
 

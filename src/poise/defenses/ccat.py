@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, wide
+from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import InputError, check_count, check_logits, check_number, settle
 from poise.defenses.common import source, together
 from poise.draws import Draw
@@ -84,7 +84,7 @@ def _height(
         height = rival(wide(logits).log_softmax(dim=1), y)
         if grad:
             check_differentiable(height)
-        return height.detach(), torch.autograd.grad(height.sum(), x)[0] if grad else None
+        return height.detach(), gradient_of(height.sum(), x) if grad else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from poise.models.robust_bench import robust_bench
 from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
 from poise.models.timm_models import timm_model
+from poise.models.two_classes import TwoClasses
 from poise.models.user_file import code_digest, from_file, is_code
 from poise.models.vision import vision
 from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights
@@ -153,6 +154,7 @@ __all__ = [
     "SOURCES",
     "Classifier",
     "Normalize",
+    "TwoClasses",
     "code_digest",
     "comes_with_weights",
     "fingerprint",

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from poise import store
-from poise.checks import InputError
+from poise.checks import NotFiniteError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
@@ -123,7 +123,7 @@ def _step(run: Run, chosen: Tensor) -> tuple[Tensor, int]:
         x, y = run.batch(chosen, part, run.step)
         try:
             loss = defense(run.model, x, y, generator(job, run.step)) * (len(y) / len(chosen))
-        except InputError:
+        except NotFiniteError:
             if run.step == 0:  # nothing has been trained yet that could have diverged
                 raise
             total, code = total + float("nan"), DIVERGED

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from poise import attacks
-from poise.checks import InputError
+from poise.checks import InputError, NotFiniteError
 from poise.data import ImageSet
 from poise.modes import evaluating
 from poise.shapes import Labels
@@ -64,7 +64,7 @@ def measure(
         for x, y in data.batches(images):
             for name, value in _counts(model, x.to(device), y.to(device), eps, which).items():
                 sums[name] += value
-    except InputError:
+    except NotFiniteError:
         return dict.fromkeys(which, math.nan)
     right = max(1.0, sums["right"])
     return {name: sums[name] / (right if name == "confsmooth" else len(images)) for name in which}

@@ -1,0 +1,105 @@
+"""What callers hand in, brought to one form: the outputs of models, and batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from poise.checks import BROKEN, InputError
+from poise.shapes import Images, Labels, Model
+
+MULTI = "multi_label_classification"  # Hugging Face's word for several right classes an image
+
+
+def called(model: Model, x: Images) -> Any:
+    """What the model returns for x.
+
+    Raises:
+        InputError: it fails on such images; what it raised is the cause.
+    """
+    try:
+        return model(x)
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except BROKEN as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"the model fails on images of shape {tuple(x.shape)}: {said}") from error
+
+
+def logits_in(output: Any) -> Tensor:
+    """The logits in what a model returned: itself, its `logits`, or the only tensor in it.
+
+    Raises:
+        InputError: there is none, or which one is meant is not clear.
+
+    >>> logits_in({"logits": torch.zeros(1, 2), "features": torch.zeros(1, 9)}).shape
+    torch.Size([1, 2])
+    """
+    if isinstance(output, Tensor | np.ndarray):
+        return torch.as_tensor(output)
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    parts = dict(output) if isinstance(output, Mapping) else {}
+    parts = dict(enumerate(output)) if isinstance(output, list | tuple) else parts
+    tensors = {key: part for key, part in parts.items() if isinstance(part, Tensor)}
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    found = f" of {', '.join(f'{key!r} {tuple(t.shape)}' for key, t in tensors.items())}" if tensors else ""
+    key = next(iter(tensors), None)
+    way = f"lambda x: model(x)[{key!r}]" if tensors else "lambda x: model(x).logits"
+    raise InputError(
+        f"the model must return a tensor of logits, got {type(output).__name__}{found}: wrap it, e.g. {way}"
+    )
+
+
+class LogitsAlone(nn.Module):
+    """A model that returns more than its logits, as one that returns them alone.
+
+    >>> LogitsAlone(lambda x: (x.flatten(1),))(torch.zeros(1, 1, 1, 2)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Images) -> Tensor:
+        return logits_in(self.model(x))
+
+
+def pair(batch: Any) -> tuple[Images, Labels]:
+    """Images and labels of a batch (x, y) or (x, y, ...); labels of shape (n, 1) as (n,).
+
+    Raises:
+        InputError: the batch is no such thing.
+
+    >>> [part.shape for part in pair((torch.zeros(2, 1, 4, 4), torch.zeros(2, 1), "more"))]
+    [torch.Size([2, 1, 4, 4]), torch.Size([2])]
+    """
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        size = f" of {len(batch)}" if isinstance(batch, list | tuple | Mapping) else ""
+        raise InputError(
+            f"batches must be (x, y) pairs of images and labels, got a {type(batch).__name__}{size}: give "
+            "e.g. ((b['image'], b['label']) for b in loader)"
+        )
+    x, y = batch[0], batch[1]
+    if isinstance(y, Tensor) and y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    return x, y
+
+
+def check_one_answer(model: Model) -> None:
+    """Refuse a Hugging Face model that is set to give several classes to an image."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    for module in modules:
+        if getattr(getattr(module, "config", None), "problem_type", None) == MULTI:
+            raise InputError(
+                f"the model's problem_type is {MULTI!r}: several classes can be right at once, so they "
+                "share no confidence; look at one class k at a time, "
+                "poise.models.TwoClasses(model, column=k)"
+            )
