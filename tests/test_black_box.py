@@ -77,7 +77,7 @@ def frozen(classes, shape):
 def quantised(classes, shape):
     return torch.ao.quantization.quantize_dynamic(Linear().eval(), {{nn.Linear}}, dtype=torch.qint8)
 """
-KINDS = ("onnx", "plain", "detached", "rounded", "constant", "strict", "frozen")
+KINDS = ("onnx", "plain", "detached", "rounded", "constant", "strict", "frozen", "quantised")
 
 
 @pytest.fixture(scope="module")

@@ -65,12 +65,21 @@ def train(
     fabric = fabric or fabric_for(job)
     check_fabric(fabric, job)
     fabric.launch()
-    folder = together(fabric, lambda: store.open_run(Path(out), describe(job, data, defense)))
-    if together(fabric, (folder / "model.safetensors").exists):
-        return outcome.load(folder, code=job.model)
-    show = logs.board(folder, wanted=tensorboard)
+    folder = Path(out)
+
+    def opened() -> Path:
+        return store.open_run(folder, describe(job, data, defense))
+
+    there = together(fabric, (folder / "job.json").exists)
+    if there:
+        together(fabric, opened)
+        if together(fabric, (folder / "model.safetensors").exists):
+            return outcome.load(folder, code=job.model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), requests() as asked:
         run = begin(job, data.batched(job.batch_size), defense, folder, fabric)
+        if not there:  # not before: a model that is refused leaves no folder behind
+            together(fabric, opened)
+        show = logs.board(folder, wanted=tensorboard)
         together(fabric, lambda: checkpoint.check_room(run))
         checkpoint.restore(run)
         together(fabric, lambda: note_devices(folder, fabric.world_size, step=run.step))
