@@ -197,7 +197,9 @@ def test_gradients_that_are_nan_although_the_logits_are_finite(name, norm):
     x = images(4).clamp_min(0.1)
     x[1, :, :4] = 0
     assert torch.isfinite(root(x)).all()
-    mentions(refusal(fitted(ATTACKS, name, norm=norm, steps=1), root, x), "gradients", "NaN", "1 of 4 images")
+    mentions(
+        refusal(fitted(ATTACKS, name, norm=norm, steps=1), root, x), "gradients", "NaN", "1 of 4 images"
+    )
 
 
 def test_gradients_that_become_nan_during_the_attack():

@@ -103,7 +103,8 @@ def name_of(templates, tmp_path_factory):
 def test_a_black_box_is_audited_by_black_box_attacks(kind, name_of, templates, tmp_path, capsys):
     out = tmp_path / "out"
     attacks = ("square", "square_underconfidence")
-    flags = ["--data", "digits", "--images", "60", "--eps", "0.1", "--steps", "40"]
+    flags = ["--data", "digits", "--images", "60", "--eps", "0.1", "--option"]
+    flags += [f"{name}.queries=40" for name in attacks]
     main(["evaluate", "--model", name_of(kind), *flags, "--out", str(out), "--attacks", *attacks])
     printed = capsys.readouterr().out
     assert "forwards and 0 backwards an image" in printed
