@@ -34,13 +34,17 @@ def floats(name, array):
     return dims + field(2, 1) + field(8, name) + field(9, struct.pack(f"<{array.size}f", *array.flatten()))
 
 
-def linear_onnx(file, w, b, *, batch="n", shape=(1, 2, 2), kind=1, metadata=None):
-    """z = flatten(x) @ w + b as an ONNX file."""
+def linear_onnx(file, w, b, *, batch="n", shape=(1, 2, 2), kind=1, metadata=None, end=None, more=()):
+    """z = flatten(x) @ w + b as an ONNX file; with `end`, that function of it, and `more` outputs."""
     flatten = field(1, "x") + field(2, "f") + field(4, "Flatten")
     gemm = b"".join(field(1, name) for name in "fwb") + field(2, "z") + field(4, "Gemm")
-    graph = field(1, flatten) + field(1, gemm) + field(2, "linear")
+    last = b"" if end is None else field(1, "z") + field(2, "p") + field(4, end)
+    graph = field(1, flatten) + field(1, gemm) + (field(1, last) if last else b"") + field(2, "linear")
     graph += field(5, floats("w", w)) + field(5, floats("b", b))
-    graph += field(11, port("x", kind, batch, *shape)) + field(12, port("z", kind, batch, w.shape[1]))
+    graph += field(11, port("x", kind, batch, *shape)) + field(
+        12, port("p" if last else "z", kind, batch, w.shape[1])
+    )
+    graph += b"".join(field(12, port(*out)) for out in more)
     extra = b"".join(field(14, field(1, k) + field(2, v)) for k, v in (metadata or {}).items())
     file.write_bytes(field(1, 8) + field(8, field(1, "") + field(2, 13)) + field(7, graph) + extra)
     return f"onnx/{file}"
@@ -128,3 +132,45 @@ def test_what_is_no_onnx_file_is_refused(tmp_path):
         models.load(f"onnx/{tmp_path / 'net.onnx'}", **ABOUT)
     with pytest.raises(InputError, match="no ONNX file at"):
         models.load(f"onnx/{tmp_path / 'none.onnx'}", **ABOUT)
+
+
+# what it returns
+
+
+@pytest.mark.parametrize("batch", ["n", 1, 4])
+def test_a_softmax_at_the_end_is_told_of_and_undone(batch, tmp_path):
+    about = {"classes": 3, "shape": (1, 2, 2)}
+    plain = models.load(linear_onnx(tmp_path / "z.onnx", W, B, batch=batch), **about)
+    name = linear_onnx(tmp_path / "p.onnx", W, B, batch=batch, end="Softmax")
+    with pytest.warns(UserWarning, match="ends in a softmax: the logarithms"):
+        model = models.load(name, **about)
+    x, y = torch.rand(8, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(8).long()
+    torch.testing.assert_close(model(x).softmax(1), plain(x).softmax(1), rtol=0, atol=1e-6)
+    attack = attacks.square(eps=0.1, queries=5)
+    ours, theirs = (evaluate(net, [(x, y)], attack) for net in (model, plain))
+    torch.testing.assert_close(ours.attacked, theirs.attacked, rtol=0, atol=1e-6)
+
+
+def test_a_sigmoid_at_the_end_is_refused(tmp_path):
+    model = models.load(linear_onnx(tmp_path / "s.onnx", W, B, end="Sigmoid"), **ABOUT)
+    x, y = torch.rand(8, 1, 2, 2), torch.zeros(8).long()
+    with pytest.raises(InputError, match="as after a sigmoid"):
+        evaluate(model, [(x, y)], attacks.square(eps=0.1, queries=5))
+
+
+def test_of_several_outputs_the_logits_are_taken_by_their_shape(tmp_path):
+    more = [("f", 1, "n", 4)]
+    with pytest.raises(InputError, match=r"no single output of logits .* z .* f tensor"):
+        models.load(linear_onnx(tmp_path / "two.onnx", W, B, more=more), **ABOUT)
+    deep = [("x", 1, "n", 1, 2, 2)]
+    net = models.load(linear_onnx(tmp_path / "deep.onnx", W, B, more=deep), **ABOUT)
+    x = torch.rand(3, 1, 2, 2)
+    expected = x.flatten(1) @ torch.from_numpy(W) + torch.from_numpy(B)
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_a_file_that_fails_on_the_images_is_refused_before_the_work(tmp_path):
+    """Its input says any size, its weights fit 2×2 alone."""
+    name = linear_onnx(tmp_path / "net.onnx", W, B, shape=(1, "h", "w"))
+    with pytest.raises(InputError, match=r"fails on images of shape \(1, 5, 5\)"):
+        models.load(name, classes=3, shape=(1, 5, 5))

@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.models import _api, get_model
 
 from poise import InputError, models
+from poise.cli import main
 from poise.models import SOURCES
 
 SMALL = (3, 32, 32)
@@ -307,3 +308,82 @@ def test_a_path_is_answered_with_what_could_be_written(name, message, tmp_path):
         (tmp_path / file).write_text("{}")
     with pytest.raises(InputError, match=message):
         models.load(name.format(tmp_path), shape=SMALL)
+
+
+# what a user's function takes and its model returns
+
+FUNCTIONS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, broken=False):
+        super().__init__()
+        self.fc, self.broken = nn.Linear(3, classes), broken
+
+    def forward(self, x):
+        if self.broken:
+            self.helper()
+        return {"logits": self.fc(x.mean(dim=(2, 3))), "features": x}
+
+    def helper(self):
+        raise RuntimeError("the belt is torn")
+
+def nothing():
+    return Net(4)
+
+def other(num_classes, size):
+    return Net(num_classes)
+
+def more(classes, shape, width):
+    return Net(classes)
+
+def keywords(*, classes, shape, width=3):
+    return Net(classes)
+
+def anything(**options):
+    return Net(options["classes"])
+
+def single(classes, shape):
+    return Net(1)
+
+def broken(classes, shape):
+    return Net(classes, broken=True)
+"""
+
+
+@pytest.fixture
+def functions(tmp_path):
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    return f"{tmp_path / 'functions.py'}:"
+
+
+@pytest.mark.parametrize("function", ["nothing", "other", "more"])
+def test_a_function_of_another_signature_is_told_the_right_one(function, functions):
+    with pytest.raises(InputError, match=rf"write def {function}\(\*, classes, shape\)"):
+        models.load(functions + function, classes=4, shape=SMALL)
+
+
+@pytest.mark.parametrize("function", ["keywords", "anything"])
+def test_a_function_that_takes_both_may_take_more_and_its_logits_are_found(function, functions, tmp_path):
+    net = models.load(functions + function, classes=4, shape=SMALL)
+    assert net(torch.zeros(2, *SMALL)).shape == (2, 4)
+    torch.save({"fc.weight": torch.ones(4, 3), "fc.bias": torch.zeros(4)}, tmp_path / "w.pt")
+    net = models.load(functions + function, classes=4, shape=SMALL, weights=tmp_path / "w.pt")
+    assert net(torch.ones(1, *SMALL)).tolist() == [[3.0] * 4]
+
+
+def test_a_users_single_logit_is_answered_with_the_way_out(functions):
+    with pytest.raises(InputError, match=r"TwoClasses\(model\) makes two"):
+        models.load(functions + "single", classes=2, shape=SMALL)
+
+
+def test_an_error_in_a_users_model_keeps_its_place(functions, capsys, tmp_path):
+    flags = ["--data", "digits", "--images", "10", "--attacks", "pgd", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", functions + "broken", *flags])
+    error = capsys.readouterr().err
+    assert "in helper" in error and 'raise RuntimeError("the belt is torn")' in error
+    assert error.rstrip().splitlines()[-1].startswith("poise: ") and "the belt is torn" in error
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--model", "lenet", "--weights", str(tmp_path / "functions.py"), *flags])
+    assert "Traceback" not in capsys.readouterr().err

@@ -174,3 +174,24 @@ def test_what_a_run_claims_is_bounded_before_a_net_is_made(changes, tmp_path):
     rewrite(tmp_path / "run", **changes)
     with pytest.raises(InputError, match=r"does not say which model|do not fit the model"):
         poise.load(tmp_path / "run")
+
+
+class Normed(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+
+@pytest.mark.parametrize("images", [257, 256])
+def test_a_last_batch_of_one_is_refused_before_the_first_step(images, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "normed", lambda *, classes, shape: Normed())
+    few = poise.data.load("digits", split="train", images=images)
+
+    def run():
+        vanilla = poise.defenses.build("vanilla")
+        return training.train(job(model="normed", epochs=1), few, vanilla, tmp_path / "run")
+
+    if images == 256:
+        assert isinstance(run(), Normed)
+        return
+    with pytest.raises(InputError, match=r"last batch of every epoch is one image.*another --batch-size"):
+        run()

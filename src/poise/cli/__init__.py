@@ -6,7 +6,9 @@ import io
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -116,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 parse(COMMANDS, words, description=DESCRIPTION)()
             sys.stdout.flush()
     except InputError as error:
+        _show_cause(error.__cause__)
         _leave(2, str(error))
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT, f"stopped; {GOES_ON}")
@@ -128,6 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not _out_of_memory(error):
             raise
         _leave(2, f"memory ran out ({error}): take a smaller --batch-size or smaller images; {GOES_ON}")
+
+
+def _show_cause(cause: BaseException | None) -> None:
+    """Print where an error began, if that was in code that is neither poise's nor installed."""
+    installed = [str(Path(__file__).parents[1]), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))]
+    frames = traceback.extract_tb(None if cause is None else cause.__traceback__)
+    if any(Path(f.filename).is_file() and not f.filename.startswith(tuple(installed)) for f in frames):
+        traceback.print_exception(cause)
 
 
 class Terminated(BaseException):

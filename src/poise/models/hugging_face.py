@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
+from poise.given import check_one_answer
 from poise.models.extras import require
 from poise.models.normalize import Classifier, Normalize, check_answers, check_colours
 from poise.models.weights import head
@@ -70,6 +71,7 @@ def hugging_face(
     else:
         config = _had(name, transformers.AutoConfig.from_pretrained, name, num_labels=classes, **options)
         net = _had(name, transformers.AutoModelForImageClassification.from_config, config)
+    check_one_answer(net)
     about = _settings(processor)
     body = Logits(net.to(torch.float32), bgr=bool(about["do_flip_channel_order"]))
     model = Classifier(Normalize(*normalisation(about)), body, _size(about)).eval()

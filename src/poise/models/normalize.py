@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
+from poise.given import LogitsAlone, check_one_answer, logits_in
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,17 +57,26 @@ def check_colours(name: str, shape: tuple[int, int, int]) -> None:
         )
 
 
-def check_answers(name: str, net: nn.Module, classes: int, shape: tuple[int, int, int]) -> None:
-    """Refuse a net, in evaluation mode, that fails on one black image or has another number of classes."""
+def check_answers(name: str, net: nn.Module, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """The net, which returns a tensor of logits, or as one that does.
+
+    Raises:
+        InputError: in evaluation mode it fails on one black image, or has another number of classes.
+    """
+    check_one_answer(net)
     weight = next(net.parameters(), torch.zeros(()))
     image = torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device)
     try:
         with torch.no_grad():
-            logits = net(image)
+            output = net(image)
     except BROKEN as error:
         size = getattr(net, "size", None)
         hint = f": it was trained on {size[0]}×{size[1]} pixels, prepare the images so" if size else ""
         raise InputError(f"{name} fails on an image of shape {tuple(shape)}{hint} ({error})") from error
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"{name} answers one image with {got}, logits of shape (1, {classes}) are needed")
+    got = tuple(logits_in(output).shape)
+    if got != (1, classes):
+        single = ", of one logit poise.models.TwoClasses(model) makes two" if got in ((1,), (1, 1)) else ""
+        raise InputError(
+            f"{name} answers one image with {got}, logits of shape (1, {classes}) are needed{single}"
+        )
+    return net if isinstance(output, Tensor) else LogitsAlone(net)

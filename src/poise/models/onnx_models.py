@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from poise.checks import InputError
+from poise.checks import TELLING, InputError, looks_like_probabilities
+from poise.given import called
 from poise.models.extras import require
 from poise.models.normalize import Normalize
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+REFUSALS = (  # onnxruntime's exceptions, which share no class of their own
+    *("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented"),
+    *("NoSuchFile", "RuntimeException"),
+)
 
 
 class OnnxModel(nn.Module):
@@ -32,6 +39,8 @@ class OnnxModel(nn.Module):
         (given,) = session.get_inputs()
         self.name, self.kind = given.name, TYPES[given.type]
         self.shape = tuple(given.shape)
+        self.output = _logits_output(file, session.get_outputs())
+        self.probabilities = False  # whether the file ends in a softmax, which is then undone
 
     def forward(self, x: Tensor) -> Tensor:
         """The logits of any number of images, by parts where the file has a fixed batch size."""
@@ -47,14 +56,15 @@ class OnnxModel(nn.Module):
             parts = np.split(np.concatenate([pixels, short]), -(-whole // size)) if whole else []
         else:
             parts = [pixels]
-        logits = [self.session.run(None, {self.name: part})[0] for part in parts]
+        logits = [self.session.run([self.output.name], {self.name: part})[0] for part in parts]
         out = np.concatenate(logits)[:whole] if logits else np.zeros((0, self.classes or 0), self.kind)
-        return torch.from_numpy(np.ascontiguousarray(out)).to(x.device, x.dtype)
+        answers = torch.from_numpy(np.ascontiguousarray(out)).to(x.device, x.dtype)
+        return answers.clamp_min(1e-30).log() if self.probabilities else answers
 
     @property
     def classes(self) -> int | None:
         """How many logits, where the file says so."""
-        shape = self.session.get_outputs()[0].shape
+        shape = self.output.shape
         return shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
 
 
@@ -69,7 +79,8 @@ def onnx(
     """onnx/FILE: the network in an ONNX file, for black-box attacks alone; needs the extra onnx.
 
     It gets the pixels in [0, 1], normalised where the file's metadata has "mean" and "std", each a
-    JSON list of one number a channel. Its first output is the logits.
+    JSON list of one number a channel. Its output is the logits, or probabilities, whose logarithms are
+    taken then.
 
     Args:
         name: path of the file.
@@ -82,24 +93,54 @@ def onnx(
     runtime = require("onnxruntime", extra="onnx", what=f"onnx/{name}")
     if not pretrained:
         raise InputError(f"onnx/{name} holds its weights, others cannot be put in: leave --weights away")
-    if not Path(name).is_file():
+    path = Path(name).expanduser()
+    if not path.is_file():
         raise InputError(f"no ONNX file at {name!r}")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     available = runtime.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
-    theirs = runtime.capi.onnxruntime_pybind11_state
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NotImplemented")
-    refusals = [getattr(theirs, kind) for kind in (*names, "NoSuchFile", "RuntimeException")]
+    refusals = tuple(getattr(runtime.capi.onnxruntime_pybind11_state, kind) for kind in REFUSALS)
     try:
-        session = runtime.InferenceSession(name, options, providers=providers)
+        session = runtime.InferenceSession(path, options, providers=providers)
     except (*refusals, OSError, RuntimeError, ValueError) as error:
         raise InputError(f"{name!r} is no ONNX file that onnxruntime reads: {error}") from error
     _check_input(name, session.get_inputs(), shape)
-    model = OnnxModel(name, session).eval()
+    model = OnnxModel(str(path), session).eval()
     if model.classes not in (None, classes):
         raise InputError(f"onnx/{name} has {model.classes} classes, not {classes}")
+    try:
+        _undo_softmax(name, model, shape)
+    except refusals as error:
+        raise InputError(f"onnx/{name} fails on images of shape {shape}: {error}") from error
     return model
+
+
+def _undo_softmax(name: str, model: OnnxModel, shape: tuple[int, int, int]) -> None:
+    """Have the logarithms of a file's probabilities as its logits, whose softmax they are; and say so."""
+    tries = torch.stack([torch.full(shape, grey / 7) for grey in range(8)])
+    tries[4:] = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    logits = called(model, tries)
+    if logits.ndim == 2 and looks_like_probabilities(logits, tolerance=1e-2) and logits.numel() >= TELLING:
+        model.probabilities = True
+        warnings.warn(
+            f"onnx/{name} ends in a softmax: the logarithms of its probabilities are taken as logits, "
+            "which gives the same confidences",
+            stacklevel=2,
+        )
+
+
+def _logits_output(file: str, outputs: list[Any]) -> Any:
+    """The output that holds the logits: the one of that name, or the only one that can be it."""
+    matrices = [out for out in outputs if out.type in TYPES and len(out.shape) in (0, 2)]
+    named = [out for out in matrices if out.name == "logits"]
+    if len(named or matrices) != 1:
+        found = ", ".join(f"{out.name} {out.type} {tuple(out.shape)}" for out in outputs)
+        raise InputError(
+            f"onnx/{file} has no single output of logits (n, classes), but {found}: export the network so "
+            "that it returns its logits alone, or names them logits"
+        )
+    return (named or matrices)[0]
 
 
 def _check_input(name: str, inputs: list[Any], shape: tuple[int, int, int]) -> None:

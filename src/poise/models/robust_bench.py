@@ -1,9 +1,11 @@
 """The models of RobustBench's leaderboards."""
 
+from pickle import UnpicklingError
+
 import torch
 from torch import nn
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 from poise.models.extras import require
 from poise.models.normalize import check_answers
 
@@ -43,7 +45,7 @@ def robust_bench(
         net: nn.Module = package.load_model(
             model_name=model_name, dataset=data, threat_model=threat, model_dir=folder
         )
-    except (KeyError, OSError, RuntimeError, ValueError) as error:
+    except (*BROKEN, ImportError, UnpicklingError) as error:
         raise InputError(f"robustbench/{name} cannot be had: {error!r}") from error
     net.eval()
     check_answers(f"robustbench/{name}", net, classes, shape)

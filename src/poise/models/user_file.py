@@ -3,8 +3,9 @@
 import ast
 import hashlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import nn
@@ -38,13 +39,29 @@ def from_file(name: str, *, classes: int, shape: tuple[int, int, int]) -> nn.Mod
         build = getattr(module, function, None)
         if not callable(build):
             raise InputError(f"{path!r} has no function {function!r} (classes=, shape=) -> nn.Module")
+        _check_takes(name, build)
         net = build(classes=classes, shape=shape)
     finally:
         sys.path[:] = before
     if not isinstance(net, nn.Module):
         raise InputError(f"{name} must return an nn.Module, got {type(net).__name__}")
-    check_answers(name, net.eval(), classes, shape)
-    return net
+    return check_answers(name, net.eval(), classes, shape)
+
+
+def _check_takes(name: str, build: Callable[..., object]) -> None:
+    """Refuse a function that is not called with classes and shape."""
+    try:
+        takes = inspect.signature(build)
+    except ValueError:  # of some that are written in C
+        return
+    try:
+        takes.bind(classes=2, shape=(1, 1, 1))
+    except TypeError as error:
+        function = name.rpartition(":")[2]
+        raise InputError(
+            f"{name} takes {takes}, and is called with classes= and shape=: write "
+            f"def {function}(*, classes, shape), shape being (channels, height, width)"
+        ) from error
 
 
 def is_code(name: str) -> bool:

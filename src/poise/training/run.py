@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from poise import models
+from poise.checks import InputError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.shapes import Labels
@@ -88,10 +89,28 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     optimizer = fabric.setup_optimizers(weights.optimizer_of(net, job))
     train, validation = split(data.y, job.validation, job.seed)
     batch = _image_batches(job, data, fabric)
+    if len(train) % job.batch_size == 1 or job.batch_size == 1:
+        _check_single(net, data)
     found = features.features(net, model, data) if features.constant(job, defense) else None
     if found is not None:
         model, batch = models.head(net)[1], _feature_batches(found, data.y, fabric)
     return Run(job, data, defense, folder, fabric, net, model, shadow, optimizer, batch, train, validation)
+
+
+def _check_single(net: nn.Module, data: ImageSet) -> None:
+    """Refuse a last batch of one image where BatchNorm has nothing to compare it with.
+
+    A copy of the net tries, and random numbers are given back.
+    """
+    x, _ = next(data.batched(1).batches(torch.arange(1)))
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.no_grad():
+        try:
+            copy.deepcopy(net)(x.to(next(net.parameters()).device))
+        except ValueError as error:
+            raise InputError(
+                f"the last batch of every epoch is one image, on which the model cannot train ({error}): "
+                "take another --batch-size, or one of the --images less"
+            ) from error
 
 
 def generator(job: TrainJob, step: int, *, images: bool = False) -> torch.Generator:
