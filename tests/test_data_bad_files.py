@@ -1,6 +1,7 @@
 """Folders and image files that cannot be used: one line that says what, where, and the way out."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -258,3 +259,120 @@ def test_resize_without_a_size_to_cut(tmp_path):
 def test_labels_out_of_range():
     with pytest.raises(InputError, match=r"labels of x must lie in \[0, 1\].*got \[0, 2\]"):
         data.ImageSet("x", torch.zeros(2, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 2]), ("a", "b"))
+
+
+# what a file seems to be
+
+
+def two_classes(top, size=(4, 4)):
+    for value, name in enumerate("ab"):
+        (top / name).mkdir()
+        Image.new("L", size, 50 + value).save(top / name / "x.png")
+    return f"folder:{top}"
+
+
+def greys(loaded):
+    return [int(v) for x, _ in loaded for v in (255 * x[:, 0, 0, 0]).round()]
+
+
+def test_a_folder_linked_into_itself_is_read_once(tmp_path):
+    name = two_classes(tmp_path)
+    (tmp_path / "a" / "again").symlink_to(".")
+    (tmp_path / "a" / "y.png").symlink_to("x.png")
+    assert greys(data.load(name)) == [50, 51]
+
+
+@pytest.mark.parametrize("target", ["../b", "../b/x.png", ".."])
+def test_a_link_into_another_class_is_refused(tmp_path, target):
+    name = two_classes(tmp_path)
+    (tmp_path / "a" / "other.png").symlink_to(target)
+    with pytest.raises(InputError, match="in another class: an image cannot have two labels"):
+        data.load(name)
+
+
+def test_links_to_images_kept_elsewhere_are_read(tmp_path):
+    (tmp_path / "set").mkdir()
+    name = two_classes(tmp_path / "set")
+    Image.new("L", (4, 4), 99).save(tmp_path / "kept.png")
+    (tmp_path / "set" / "a" / "y.png").symlink_to(tmp_path / "kept.png")
+    assert greys(data.load(name)) == [50, 99, 51]
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    name = two_classes(tmp_path)
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    Image.new("L", (4, 4)).save(tmp_path / "a" / "x_mask.png")
+    (tmp_path / "b" / "c.heic").write_bytes(b"")
+    (tmp_path / "b" / "Thumbs.db").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"1 \.heic, 1 mask, 1 no file \(a pipe, a link to nothing\)"):
+        assert greys(data.load(name)) == [50, 51]
+
+
+def test_twelve_bits_are_white_where_they_are_said_to_be(tmp_path):
+    name = two_classes(tmp_path)
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "a" / "x.png")
+    with pytest.raises(InputError, match=r"4095 of 65,535.*bits=12 \(--read\.bits\), or 16"):
+        list(data.load(name, preparation=Preparation(channels="grey")))
+    for bits, value in ((12, 255), (16, 15)):
+        assert greys(data.load(name, preparation=Preparation(channels="grey", bits=bits))) == [value, 51]
+
+
+def test_a_file_of_several_pages_is_refused(tmp_path):
+    name = two_classes(tmp_path)
+    pages = [Image.new("L", (4, 4), v) for v in (1, 2)]
+    pages[0].save(tmp_path / "a" / "y.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(InputError, match=r"y\.tif' holds 2 pages"):
+        list(data.load(name))
+
+
+def test_postscript_is_no_image_whatever_its_name(tmp_path):
+    name = two_classes(tmp_path)
+    (tmp_path / "a" / "y.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\nshowpage\n")
+    with pytest.raises(InputError, match="no known image format"):
+        list(data.load(name, preparation=Preparation(size=4)))
+
+
+def test_a_turned_bit_in_a_png_is_told_by_its_checksum(tmp_path):
+    name = two_classes(tmp_path)
+    file = tmp_path / "a" / "x.png"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"checksum of its chunk b'IDAT'|cannot be read as an image"):
+        list(data.load(name))
+
+
+def test_a_narrow_image_is_not_made_enormous(tmp_path):
+    name = two_classes(tmp_path, (1, 60_000))
+    with pytest.raises(InputError, match=r"x\.png': an image of 1 x 60000 pixels is too narrow"):
+        list(data.load(name, preparation=Preparation(size=224)))
+
+
+def arrays(**changes):
+    x = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+    return {"test_images": x, "test_labels": np.arange(4) % 2, **changes}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_turned_bit_in_an_npz_is_told(tmp_path, save):
+    save(tmp_path / "set.npz", **arrays())
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[180] ^= 1
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"test_images of .* cannot be read"):
+        list(data.load(f"npz:{tmp_path}/set.npz"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_images": np.zeros((4, 16, 16, 4), np.uint8)}, r"reads as 4 channels: give grey .*:3"),
+        ({"test_images": np.full((4, 8, 8), 200, np.uint16)}, r"200 of 65,535.*bits=8"),
+        ({"test_labels": np.array([0, 1, 0, 10**9])}, "go up to 1000000000, and there are 4 of them"),
+        ({"classes": np.array(["a", "a"])}, "names two classes 'a'"),
+    ],
+)
+def test_arrays_that_are_not_what_they_seem(tmp_path, changes, message):
+    np.savez(tmp_path / "set.npz", **arrays(**changes))
+    with pytest.raises(InputError, match=message):
+        data.load(f"npz:{tmp_path}/set.npz")

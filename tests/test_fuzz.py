@@ -29,8 +29,8 @@ def worker(part, begin):
 
 
 def verdicts_of(part):
-    """The verdict on every case of the part; a process that hangs or dies is a fault, and followed by another."""
-    found, begin = {}, 0
+    """The verdict on every case of the part; a process that hangs or dies is followed by another."""
+    found, begin, timer = {}, 0, None
     while begin < len(CASES):
         process, running = worker(part, begin), None
         for line in process.stdout:

@@ -23,6 +23,8 @@ class Preparation:
         crop: Side of the centre window that is cut first, with black where an image is smaller.
         channels: Colours, rgb or grey; as in the files by default, and rgb where they differ.
         interpolation: How to resize: bilinear or bicubic, both with anti-aliasing.
+        bits: How many bits of 16- or 32-bit values are used, 8 to 16: white is 2**bits - 1. 16 by
+            default, which is refused where all of an image would come out dark.
         drop: Classes left out.
         allow_empty: Keep classes without images, in their place in the order of the labels.
         skip_damaged: Leave out files that cannot be read; all are decoded once to find them.
@@ -36,6 +38,7 @@ class Preparation:
     crop: int | None = None
     channels: Channels | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    bits: int | None = None
     drop: tuple[str, ...] = ()
     allow_empty: bool = False
     skip_damaged: bool = False
@@ -48,6 +51,8 @@ class Preparation:
             raise InputError(
                 f"resize={self.resize} must be at least size={self.size}, which is cut from it"
             )
+        if self.bits is not None:
+            check_count("bits", self.bits, 8, 16)
         if self.channels is not None:
             check_choice("channels", self.channels, ("rgb", "grey"))
         check_choice("interpolation", self.interpolation, ("bilinear", "bicubic"))
@@ -56,8 +61,8 @@ class Preparation:
         """A data set's own preparation, with what differs from the defaults here in its stead.
 
         >>> Preparation(size=32).over(Preparation(size=224, channels="rgb"))
-        Preparation(size=32, resize=None, crop=None, channels='rgb', interpolation='bilinear', drop=(), \
-allow_empty=False, skip_damaged=False)
+        Preparation(size=32, resize=None, crop=None, channels='rgb', interpolation='bilinear', bits=None, \
+drop=(), allow_empty=False, skip_damaged=False)
         """
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen = {f.name: mine[f.name] for f in fields(self) if mine[f.name] != f.default}
@@ -73,7 +78,9 @@ allow_empty=False, skip_damaged=False)
     @property
     def recipe(self) -> str:
         """All that pixels depend on, as text: a part of a data set's fingerprint."""
-        return f"{self.crop} {self.resize or self.size} {self.size} {self.channels} {self.interpolation}"
+        bits = "" if self.bits is None else f" {self.bits} bits"
+        side = self.resize or self.size
+        return f"{self.crop} {side} {self.size} {self.channels} {self.interpolation}{bits}"
 
 
 AS_IT_IS = Preparation()

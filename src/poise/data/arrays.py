@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -40,6 +41,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         check_labels(self.y, len(self.pixels))
+        if twice := [name for name, n in Counter(self.classes).items() if n > 1]:
+            raise InputError(f"{self.name} names two classes {twice[0]!r}: give each a name of its own")
         if len(self.y) and not (int(self.y.min()) >= 0 and int(self.y.max()) < len(self.classes)):
             raise InputError(
                 f"the labels of {self.name} must lie in [0, {len(self.classes) - 1}], one for each of its "

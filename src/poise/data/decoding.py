@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from poise.checks import BROKEN, InputError
 from poise.preparation import Channels, Preparation
 
 LARGEST = 89_478_485  # pixels; Pillow's limit, a quarter of a gigabyte in colour
+# no format that Pillow hands to another program (PostScript), or that holds no pixels of its own
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+DARK = 1 << 12  # 16-bit values all under a sixteenth of white: they hold 12 bits, or 8
 GREY = ("1", "L", "LA", "La", "I", "F")
 WAYS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -27,7 +33,7 @@ def opened(file: BinaryIO | Path, name: str) -> Image.Image:
         InputError: the file is no image, or one of more than 89 megapixels.
     """
     with _reading(name):
-        image = Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > LARGEST:
         image.close()
@@ -48,20 +54,27 @@ def colours(image: Image.Image) -> Channels:
     return "grey" if image.mode.startswith("I;") or image.mode in GREY else "rgb"
 
 
-def decoded(image: Image.Image, name: str, channels: Channels) -> Image.Image:
+def decoded(image: Image.Image, name: str, channels: Channels, *, bits: int | None = None) -> Image.Image:
     """The image as mode L or RGB.
 
-    16-bit values give their high byte, transparent parts are seen on white, palettes and CMYK become
-    colours, colours become grey by ITU-R 601. Tags that turn an image (EXIF) are not followed, as in
+    16-bit values give the high 8 of their bits, transparent parts are seen on white, palettes and CMYK
+    become colours, colours become grey by ITU-R 601. Tags that turn an image (EXIF) are not followed, as in
     torchvision.
 
     Raises:
-        InputError: a damaged file, or values without a known range.
+        InputError: a damaged file, one of several pages, or values without a known range.
     """
     with _reading(name):
-        image.load()
+        pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's previews
+        if pages == 1:
+            _check_sums(image)
+            image.load()
+    if pages > 1:
+        raise InputError(
+            f"{name} holds {pages} pages or frames, and one image a file is needed: save each as a file"
+        )
     if image.mode.startswith(("I", "F")):
-        image = _high_byte(image, name)
+        image = _high_byte(image, name, bits)
     with _reading(name):
         if image.has_transparency_data:
             seen = image.convert("RGBA")
@@ -82,6 +95,11 @@ def prepared(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:
         width, height = image.size
         least = min(width, height)
         sides = (int(short * width / least), int(short * height / least))
+        if sides[0] * sides[1] > LARGEST:
+            raise InputError(
+                f"an image of {width} x {height} pixels is too narrow to be resized: {sides[0]} x "
+                f"{sides[1]} pixels, and at most {LARGEST:,} are made; cut it first, e.g. crop={least}"
+            )
         image = centre(
             image.resize(sides, WAYS[by.interpolation]) if sides != image.size else image, by.size
         )
@@ -132,12 +150,42 @@ def _start(length: int, side: int) -> int:
     return -((side - length) // 2) if length < side else round((length - side) / 2)
 
 
-def _high_byte(image: Image.Image, name: str) -> Image.Image:
+def _check_sums(image: Image.Image) -> None:
+    """Hold a PNG's chunks against their checksums: Pillow reads the pixels past them."""
+    if not isinstance(image, PngImageFile) or image.fp is None:
+        return
+    file, place = image.fp, image.fp.tell()
+    file.seek(8)
+    kind = b""
+    while kind != b"IEND" and (head := file.read(8)):
+        length, kind = struct.unpack(">I4s", head)
+        found = zlib.crc32(file.read(length), zlib.crc32(kind))
+        if file.read(4) != found.to_bytes(4, "big"):
+            raise ValueError(f"the checksum of its chunk {kind!r} is wrong")
+    file.seek(place)
+
+
+def _high_byte(image: Image.Image, name: str, bits: int | None) -> Image.Image:
     values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
+    white = (1 << (bits or 16)) - 1
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > white:
         raise InputError(
-            f"{name} holds values beyond 16 bits or fractions (mode {image.mode}), whose black and "
-            "white are "
-            "not known: save it with 8 or 16 bits"
+            f"{name} holds values beyond {bits or 16} bits or fractions (mode {image.mode}), whose black "
+            "and white are not known: save it with 8 or 16 bits"
         )
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    return Image.fromarray(high_byte(values, bits, name))
+
+
+def high_byte(values: NDArray[Any], bits: int | None, name: str) -> NDArray[np.uint8]:
+    """The high 8 of so many bits of whole numbers.
+
+    Raises:
+        InputError: no `bits` are named, and of 16 the high ones are all empty.
+    """
+    brightest = int(values.max(initial=0))
+    if bits is None and 0 < brightest < DARK:
+        raise InputError(
+            f"the brightest value of {name} is {brightest} of 65,535, so all of it would be nearly black: "
+            f"say how many bits are used, bits={max(8, brightest.bit_length())} (--read.bits), or 16"
+        )
+    return (values >> ((bits or 16) - 8)).astype(np.uint8)

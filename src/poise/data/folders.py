@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +103,12 @@ def read(
         )
     kept = keep(found, preparation.drop, repr(str(part)))
     paths, labels = [], []
+    walk = Walk(part.resolve())
     for label, kind in enumerate(kept):
-        files = list(images_under(part / kind))
+        files = list(walk.images(part / kind))
         paths += files
         labels += [label] * len(files)
+    walk.tell()
     y = torch.tensor(labels, dtype=torch.int64)
     source = Paths(tuple(paths))
     if not paths:
@@ -112,7 +117,7 @@ def read(
         )
     chosen = torch.arange(len(paths))
     if preparation.skip_damaged:
-        fine = readable(source, chosen)
+        fine = readable(source, chosen, preparation.bits)
         chosen, y = chosen[fine], y[fine]
     check_filled(y, kept, repr(str(part)), allow_empty=preparation.allow_empty)
     full = top.resolve()
@@ -182,19 +187,98 @@ def check_filled(y: torch.Tensor, classes: Sequence[str], where: str, *, allow_e
         )
 
 
-def images_under(folder: Path) -> Iterator[str]:
-    """The image files in a folder and the folders in it, in sorted order; none if it is not there."""
-    for where, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                yield f"{where}{os.sep}{name}"  # a Path for each of a million files is slow
+class Walk:
+    """Class folders gone through one after the other: what links lead to is taken once."""
+
+    def __init__(self, top: Path) -> None:
+        self.top = top  # of the class folders, without links
+        self.met: dict[tuple[int, int], str] = {}  # a folder's or a link's target: where it was met first
+        self.left_out: list[str] = []
+
+    def images(self, folder: Path) -> Iterator[str]:
+        """The image files in a folder and the folders in it, in sorted order; none if it is not there.
+
+        Raises:
+            InputError: what is in one class is linked into another.
+        """
+        ahead = [str(folder)] if folder.is_dir() else []
+        while ahead:
+            where = ahead.pop()
+            if not self._is_new(where, str(folder)):
+                continue
+            with os.scandir(where) as found:
+                entries = sorted((e for e in found if not _hidden(e.name)), key=lambda entry: entry.name)
+            names = {entry.name for entry in entries}
+            inner = [entry.path for entry in entries if _is(entry.is_dir)]
+            for entry in entries:
+                if _is(entry.is_dir):
+                    continue
+                usable = entry.name.lower().endswith(ENDINGS) and _is(entry.is_file)
+                if not usable or _mask_of(entry.name) in names:
+                    self.left_out.append(entry.path)
+                elif not entry.is_symlink() or self._is_new(entry.path, str(folder)):
+                    yield entry.path
+            ahead += reversed(inner)
+
+    def tell(self) -> None:
+        """Warn of the files that are not taken, by their endings."""
+        kinds = Counter(_kind(path) for path in self.left_out)
+        if kinds:
+            counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+            warnings.warn(
+                f"left out of {str(self.top)!r}: {counts} "
+                f"({', '.join(sorted(self.left_out)[:3])}, ...): images are the files that end in "
+                f"{', '.join(ENDINGS)}",
+                stacklevel=2,
+            )
+
+    def _is_new(self, path: str, folder: str) -> bool:
+        """Whether this folder, or this link's target, is met for the first time."""
+        real, info = Path(path).resolve(), Path(path).stat()
+        before = self.met.setdefault((info.st_dev, info.st_ino), path)
+        inside = real.is_file() and real.is_relative_to(self.top)
+        if inside and not any(map(_hidden, real.relative_to(self.top).parts)):
+            before = str(real)  # which is met in its own place
+        mine = (folder, str(Path(folder).resolve()))
+        elsewhere = not before.startswith(tuple(place + os.sep for place in mine)) and before not in mine
+        if before != path and elsewhere:
+            raise InputError(
+                f"{path!r} leads to {before!r}, which is in another class: an image cannot have two "
+                "labels, remove one of the two"
+            )
+        return before == path
 
 
 def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder, hidden ones left out, in any order."""
     with os.scandir(folder) as entries:
         return [e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
+
+
+def _is(ask: Callable[[], bool]) -> bool:
+    """What a folder's entry says of itself; False for a link that leads in circles."""
+    try:
+        return ask()
+    except OSError:
+        return False
+
+
+def _mask_of(name: str) -> str | None:
+    """The image that a segmentation belongs to by its name, as in the published BUSI."""
+    image = re.sub(r"_mask(_[0-9]+)?(?=[.][^.]+$)", "", name)
+    return image if image != name else None
+
+
+def _kind(path: str) -> str:
+    file = Path(path)
+    if not file.is_file():
+        return "no file (a pipe, a link to nothing)"
+    ending = file.suffix.lower()
+    return "mask" if ending in ENDINGS else ending or "without an ending"
 
 
 def _split_called(name: str) -> Split | None:

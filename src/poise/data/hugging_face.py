@@ -92,7 +92,7 @@ def hugging_face(
     number = torch.tensor([kept.index(c) if c in kept else -1 for c in classes])
     chosen = torch.arange(len(given))[number[given] >= 0]
     if preparation.skip_damaged:
-        chosen = chosen[readable(source, chosen)]
+        chosen = chosen[readable(source, chosen, preparation.bits)]
     y = number[given[chosen]]
     check_filled(y, kept, f"hf:{name}", allow_empty=preparation.allow_empty)
     return ImageSet(path.rpartition("/")[2], pictures(source, chosen, preparation), y, kept)

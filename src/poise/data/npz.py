@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poise.checks import InputError
+from poise.checks import BROKEN, InputError
 from poise.data.arrays import ImageSet, Split
+from poise.data.decoding import high_byte
 from poise.data.folders import SPLITS, check_filled
 from poise.data.prepared import prepared
 from poise.preparation import AS_IT_IS, Preparation
+
+MOST = 10_000  # classes, where there are not as many images
+UNPACKED, RATIO = (
+    2**30,
+    64,
+)  # what an array may unpack to: a gigabyte, or so many times its bytes in the file
 
 
 def npz(
@@ -30,20 +38,23 @@ def npz(
 ) -> ImageSet:
     """Arrays SPLIT_images and SPLIT_labels of an .npz file; FILE#7 asks whether label 7 applies.
 
-    Images are uint8 or uint16 (its high byte is taken): (n, h, w) grey, (n, h, w, 3) colour, or
-    (n, d, h, w) volumes, whose slices become channels. Labels are (n,) or (n, 1) numbers from 0; of
+    Images are uint8 or uint16 (the high 8 of its `preparation.bits`, 16 by default): (n, h, w) grey,
+    (n, h, w, 3) colour, or (n, d, h, w) volumes, whose slices become channels. Labels are (n,) or (n, 1) numbers from 0; of
     (n, k) labels of 0 and 1, one column is a task of two classes. An array `classes` may name them.
     Arrays that are not compressed are read from the disk as they are needed. `root` and `download`
     play no part. All 18 sets of MedMNIST are in this layout.
 
     Raises:
-        InputError: a file without these arrays, pickled objects, or labels out of range.
+        InputError: a file without these arrays, a damaged one, one that unpacks to much more than it is,
+            pickled objects, or labels out of range.
     """
     path, column = _column(file)
     arrays = _open(path)
     where = repr(str(path))
     _check_keys(arrays, split, where)
-    pixels = as_pixels(_mapped(path, f"{split}_images", arrays), f"{split}_images of {where}")
+    pixels = as_pixels(
+        _mapped(path, f"{split}_images", arrays), f"{split}_images of {where}", bits=preparation.bits
+    )
     labels: dict[str, NDArray[Any]] = {
         name: _array(arrays, f"{name}_labels", where) for name in SPLITS if f"{name}_labels" in arrays
     }
@@ -60,13 +71,13 @@ def npz(
     return prepared(ImageSet(title, torch.from_numpy(pixels), y[split], classes), preparation)
 
 
-def as_pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
+def as_pixels(images: NDArray[Any], where: str, *, bits: int | None = None) -> NDArray[np.uint8]:
     """The images as (n, c, h, w) of uint8.
 
     >>> as_pixels(np.zeros((5, 8, 9, 3), np.uint8), "it").shape
     (5, 3, 8, 9)
     """
-    if images.dtype not in (np.uint8, np.uint16):
+    if images.dtype.kind != "u" or images.dtype.itemsize > 2:
         raise InputError(
             f"{where} holds {images.dtype} values, and uint8 in [0, 255] or uint16 is needed: convert "
             "it, e.g. "
@@ -76,11 +87,18 @@ def as_pixels(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
         raise InputError(
             f"{where} has shape {images.shape}, and (n, h, w), (n, h, w, 3) or (n, d, h, w) is needed"
         )
-    if images.dtype == np.uint16:
-        images = (images >> 8).astype(np.uint8)
+    last = images.shape[-1]
+    unclear = images.ndim == 4 and last not in (1, 3) and images.shape[1] not in (1, 3)
+    if unclear and last < min(images.shape[1:3]):
+        raise InputError(
+            f"{where} has shape {images.shape}, which reads as {last} channels: give grey (n, h, w), "
+            f"colours {'[..., :3], ' if last == 4 else ''}or channels first, (n, {last}, h, w)"
+        )
+    if images.dtype.itemsize == 2:
+        images = high_byte(images, bits, where)
     if images.ndim == 3:
         return images[:, None]
-    return images.transpose(0, 3, 1, 2) if images.shape[3] in (1, 3) else images
+    return images.transpose(0, 3, 1, 2) if last in (1, 3) else images
 
 
 def as_labels(y: NDArray[Any], where: str) -> torch.Tensor:
@@ -102,8 +120,8 @@ def _open(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"there is no file {str(path)!r}")
     try:
-        arrays = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays = np.load(path, mmap_mode="r", allow_pickle=False)  # one array alone is refused, not read
+    except BROKEN as error:
         raise InputError(
             f"{str(path)!r} is no .npz file of arrays, pickles are not read: {error}"
         ) from error
@@ -128,29 +146,72 @@ def _check_keys(arrays: Any, split: Split, where: str) -> None:
 
 
 def _array(arrays: Any, key: str, where: str) -> NDArray[Any]:
-    try:
+    with _reading(key, where):
+        _check_claims(arrays.zip, f"{key}.npy")
         return np.asarray(arrays[key])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+
+
+@contextmanager
+def _reading(key: str, where: str) -> Iterator[None]:
+    """Around what reads an array: a damaged one is refused by its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"the array {key} of {where} {error}") from error
+    except BROKEN as error:
+        pickled = "pickled objects are refused, since they can run code; save plain numbers"
         raise InputError(
-            f"the array {key} of {where} cannot be read ({error}): pickled objects are refused, since they "
-            "can run code; save plain numbers"
+            f"the array {key} of {where} cannot be read ({error}): "
+            + (pickled if "allow_pickle" in str(error) else "the file is damaged, fetch or save it again")
         ) from error
+
+
+def _check_claims(arrays: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """An array's shape, order, kind of numbers and place in its file, which is just as long as these say.
+
+    Raises:
+        InputError: another length, or one far beyond that of the zip file.
+    """
+    info, form = arrays.getinfo(name), np.lib.format
+    with arrays.open(info) as file:
+        version = form.read_magic(file)
+        header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        shape, fortran, dtype = header(file)
+        begin = file.tell()
+    size = begin + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and (size != info.file_size or min(shape, default=0) < 0):
+        raise InputError(
+            f"says it has the shape {shape} of {dtype}, {size} bytes, and the file holds {info.file_size}: "
+            "it is damaged, fetch or save it again"
+        )
+    if info.file_size > max(UNPACKED, RATIO * info.compress_size):
+        raise InputError(
+            f"would unpack to {info.file_size / 1e9:.1f} GB from {info.compress_size / 1e6:.1f} MB: save "
+            "it with np.savez, uncompressed, and it is read from the disk as it is needed"
+        )
+    return shape, fortran, dtype, begin
 
 
 def _mapped(path: Path, key: str, arrays: Any) -> NDArray[Any]:
     """The array, mapped from the disk if it lies there uncompressed; a write would stay in memory."""
-    info, magic = arrays.zip.getinfo(f"{key}.npy"), np.lib.format.MAGIC_LEN
-    with path.open("rb") as file:
-        file.seek(info.header_offset)
-        name, extra = struct.unpack("<26x2H", file.read(30))  # lengths at the end of a local header
-        begin = info.header_offset + 30 + name + extra
-        file.seek(begin)
-        if info.compress_type == zipfile.ZIP_STORED and file.read(magic) == np.lib.format.magic(1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            size = file.tell() - begin + math.prod(shape) * dtype.itemsize
-            if not (dtype.hasobject or fortran or 0 in shape) and size == info.file_size:
-                return np.memmap(path, dtype, "c", file.tell(), shape)
-    return _array(arrays, key, repr(str(path)))
+    where, name = repr(str(path)), f"{key}.npy"
+    with _reading(key, where):
+        info = arrays.zip.getinfo(name)
+        if info.compress_type == zipfile.ZIP_STORED:
+            shape, fortran, dtype, begin = _check_claims(arrays.zip, name)
+            if not (dtype.hasobject or fortran or 0 in shape):
+                _check_sum(arrays.zip, info)
+                with path.open("rb") as file:
+                    file.seek(info.header_offset)
+                    lengths = struct.unpack("<26x2H", file.read(30))  # at the end of a local header
+                return np.memmap(path, dtype, "c", info.header_offset + 30 + sum(lengths) + begin, shape)
+    return _array(arrays, key, where)
+
+
+def _check_sum(arrays: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    with arrays.open(info) as whole:  # which looks at the checksum at its end
+        while whole.read(2**20):
+            pass
 
 
 def _one_of_many(
@@ -190,6 +251,11 @@ def _classes(
     if low < 0 or high > most:
         bound = f"[0, {most}], one for each name in classes" if names is not None else "0, 1, ..."
         raise InputError(f"the labels of {where} must lie in {bound}, got [{low}, {high}]")
+    if names is None and high >= max(MOST, len(y)):
+        raise InputError(
+            f"the labels of {where} go up to {high}, and there are {len(y)} of them: number the classes "
+            "from 0"
+        )
     classes = tuple(names) if names is not None else tuple(str(label) for label in range(high + 1))
     if len(classes) < 2:
         raise InputError(f"{where} has one class only, and a classifier needs at least two")

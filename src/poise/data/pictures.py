@@ -8,7 +8,10 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import prod
+from threading import Lock
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -23,6 +26,8 @@ from poise.data.decoding import colours, decoded, prepared, unwarned
 from poise.preparation import Channels, Preparation
 
 NAMED = 12  # damaged files, at most, in a warning
+ALONE = 2**24  # pixels of an image that is decoded while no other large one is
+LARGE = Lock()
 THREADS = min(8, os.cpu_count() or 1)
 Pixels: TypeAlias = UInt8[Tensor, "n c h w"]
 
@@ -106,8 +111,12 @@ class Pictures:
     def _pixels(self, i: int) -> NDArray[np.uint8]:
         name, channels = self.source.name(i), self.preparation.channels
         assert channels is not None
-        with self.source.image(i) as image:
-            pixels = prepared(decoded(image, name, channels), self.preparation).copy()
+        with self.source.image(i) as image, LARGE if prod(image.size) > ALONE else nullcontext():
+            seen = decoded(image, name, channels, bits=self.preparation.bits)
+            try:
+                pixels = prepared(seen, self.preparation).copy()
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
         if pixels.shape != self.image_shape:
             raise unequal(name, pixels.shape[1:], "the others", self.image_shape[1:])
         return pixels
@@ -137,13 +146,13 @@ def pictures(source: Source, chosen: Tensor, preparation: Preparation) -> Pictur
     )
 
 
-def readable(source: Source, chosen: Tensor) -> Tensor:
+def readable(source: Source, chosen: Tensor, bits: int | None = None) -> Tensor:
     """Which of the images can be decoded, found by decoding them all: a mask. Warns of the others."""
 
     def tried(i: int) -> bool:
         try:
-            with source.image(i) as image:
-                decoded(image, source.name(i), "rgb")
+            with source.image(i) as image, LARGE if prod(image.size) > ALONE else nullcontext():
+                decoded(image, source.name(i), "rgb", bits=bits)
         except InputError:
             return False
         return True
