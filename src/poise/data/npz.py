@@ -39,8 +39,9 @@ def npz(
     """Arrays SPLIT_images and SPLIT_labels of an .npz file; FILE#7 asks whether label 7 applies.
 
     Images are uint8 or uint16 (the high 8 of its `preparation.bits`, 16 by default): (n, h, w) grey,
-    (n, h, w, 3) colour, or (n, d, h, w) volumes, whose slices become channels. Labels are (n,) or (n, 1) numbers from 0; of
-    (n, k) labels of 0 and 1, one column is a task of two classes. An array `classes` may name them.
+    (n, h, w, 3) colour, or (n, d, h, w) volumes, whose slices become channels. Labels are (n,) or (n, 1)
+    numbers from 0; of (n, k) labels of 0 and 1, one column is a task of two classes. An array `classes`
+    may name them.
     Arrays that are not compressed are read from the disk as they are needed. `root` and `download`
     play no part. All 18 sets of MedMNIST are in this layout.
 
