@@ -127,6 +127,8 @@ def test_several_right_classes_by_hugging_faces_word_are_refused():
     net.config = SimpleNamespace(problem_type="multi_label_classification")
     with pytest.raises(InputError, match=r"'multi_label_classification'.*TwoClasses\(model, column=k\)"):
         evaluate(net, [(X, Y)], PGD)
+    one = evaluate(models.TwoClasses(net, column=3), [(X, Y % 2)], PGD)
+    torch.testing.assert_close(one.clean[:, 1], NET(X)[:, 3].sigmoid().detach(), rtol=0, atol=1e-6)
     net.config.problem_type = "single_label_classification"
     evaluate(net, [(X, Y)], PGD)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
-from poise.shapes import Images, Labels, Model
+from poise.shapes import Images, Labels, Logits, Model
 
 MULTI = "multi_label_classification"  # Hugging Face's word for several right classes an image
 
@@ -72,6 +72,37 @@ class LogitsAlone(nn.Module):
         return logits_in(self.model(x))
 
 
+class TwoClasses(nn.Module):
+    """A model of one logit z an image as one of two classes: (-z/2, z/2), so that class 1 has σ(z).
+
+    Args:
+        model: images -> (n,) or (n, 1); or (n, k) with `column`.
+        column: which of several outputs, each of which says yes or no for itself.
+        sigmoid: the model returns σ(z) and not z; near 0 and 1 it has lost what z was.
+
+    >>> TwoClasses(lambda x: x.mean(dim=(1, 2, 3)))(torch.ones(1, 1, 2, 2)).tolist()
+    [[-0.5, 0.5]]
+    """
+
+    def __init__(self, model: Model, *, column: int | None = None, sigmoid: bool = False) -> None:
+        super().__init__()
+        self.model, self.column, self.sigmoid = model, column, sigmoid
+
+    def forward(self, x: Images) -> Logits:
+        z: Tensor = logits_in(self.model(x))
+        if self.column is not None:
+            z = z[:, self.column]
+        if z.shape not in ((len(x),), (len(x), 1)):
+            raise InputError(
+                f"TwoClasses needs one number an image, got shape {tuple(z.shape)}: name a column"
+            )
+        z = z.reshape(-1)
+        if self.sigmoid:
+            tiny = torch.finfo(z.dtype).eps
+            z = z.clamp(tiny, 1 - tiny).logit()
+        return torch.stack([-z / 2, z / 2], dim=1)
+
+
 def pair(batch: Any) -> tuple[Images, Labels]:
     """Images and labels of a batch (x, y) or (x, y, ...); labels of shape (n, 1) as (n,).
 
@@ -95,7 +126,9 @@ def pair(batch: Any) -> tuple[Images, Labels]:
 
 def check_one_answer(model: Model) -> None:
     """Refuse a Hugging Face model that is set to give several classes to an image."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    if any(isinstance(module, TwoClasses) for module in modules):  # it takes one of them
+        return
     for module in modules:
         if getattr(getattr(module, "config", None), "problem_type", None) == MULTI:
             raise InputError(

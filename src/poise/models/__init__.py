@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import InputError, check_count
+from poise.given import TwoClasses
 from poise.models.certified import certified_cnn
 from poise.models.cifar_resnet import cifar_resnet20, cifar_resnet56
 from poise.models.fingerprints import fingerprint
@@ -19,7 +20,6 @@ from poise.models.robust_bench import robust_bench
 from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
 from poise.models.timm_models import timm_model
-from poise.models.two_classes import TwoClasses
 from poise.models.user_file import code_digest, from_file, is_code
 from poise.models.vision import vision
 from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights
