@@ -55,6 +55,7 @@ def evaluated(run, out, *more, attacks=("pgd",)):
 def rewrite(run, **changes):
     content = store.read_job(run)
     content["job"] |= changes
+    content["key"] = store.key_of(content["job"])
     (run / "job.json").write_text(json.dumps(content))
 
 
@@ -172,7 +173,7 @@ def test_code_named_for_a_run_without_code_is_not_run(tmp_path):
 def test_what_a_run_claims_is_bounded_before_a_net_is_made(changes, tmp_path):
     training.train(job(epochs=1), digits(), poise.defenses.build("vanilla"), tmp_path / "run")
     rewrite(tmp_path / "run", **changes)
-    with pytest.raises(InputError, match=r"does not say which model|do not fit the model"):
+    with pytest.raises(InputError, match=r"job\.json' is damaged \(job: |do not fit the model"):
         poise.load(tmp_path / "run")
 
 

@@ -210,15 +210,19 @@ def test_the_progress_tells_how_the_epoch_before_ended(images, tmp_path):
 
 
 def test_tensorboard_gets_every_column_of_numbers(images, tmp_path, monkeypatch):
-    written = []
+    written, files = [], []
 
     class SummaryWriter:
-        def __init__(self, folder):
+        def __init__(self, folder, purge_step):
             self.folder = folder
+            files.append(purge_step)
 
         def add_scalar(self, name, value, step):
             float(value)
             written.append((self.folder, name, step))
+
+        def flush(self):
+            pass
 
         def close(self):
             pass
@@ -231,6 +235,7 @@ def test_tensorboard_gets_every_column_of_numbers(images, tmp_path, monkeypatch)
     assert sorted(written) == sorted(
         (str(tmp_path / "tensorboard"), name, epoch) for name in columns for epoch in (1, 2, 3)
     )
+    assert files == [1]  # one for the run, from its first epoch on
 
 
 def test_tensorboard_that_is_not_there_is_named(images, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import errno
 import os
+import random
 import resource
 import shutil
 import signal
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from poise import InputError, data, defenses, models, store
-from poise.training import Stopped, TrainJob, train
+from poise.training import Stopped, TrainJob, checkpoint, train
 from poise.training.checkpoint import NEWEST, PREVIOUS, check_room, digest
 
 STEPS = 12  # three epochs of four
@@ -101,9 +102,9 @@ def cut():
     raise Stop
 
 
-def cut_at(step, images, folder):
+def cut_at(step, images, folder, **changes):
     with pytest.raises(Stop):
-        train(rich_job(), images, DEFENSE, folder, progress=at_step(step, cut))
+        train(rich_job(**changes), images, DEFENSE, folder, progress=at_step(step, cut))
 
 
 # power cuts, kill -9
@@ -259,14 +260,80 @@ def test_checkpoints_hold_no_pickles(images, tmp_path):
     cut_at(10, images, tmp_path)
     tensors, facts = store.read_tensors(tmp_path / NEWEST)
     assert {name.split(".")[0] for name in tensors} == {"model", "momentum", "average", "best"}
-    assert set(facts) == {"step", "seconds", "rows", "scaler", "digest"} and facts["step"] == "8"
+    assert set(facts) == {"step", "seconds", "rows", "scaler", "key", "digest"} and facts["step"] == "8"
 
 
-def test_the_digest_sees_names_values_and_nothing_else():
+def test_the_digest_sees_all_that_is_there_and_nothing_else():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor(3, dtype=torch.int64)
-    assert digest({"a": a, "b": b}) == digest({"b": b, "a": a.clone()})
-    others = [{"a": a, "c": b}, {"a": a + 1, "b": b}, {"a": a, "b": b + 1}]
-    assert len({digest(t) for t in [{"a": a, "b": b}, *others]}) == 4
+    one, facts = {"a": a, "b": b}, {"step": "3", "rows": "[]"}
+    assert digest(one, facts) == digest({"b": b, "a": a.clone()}, {"rows": "[]", "step": "3"})
+    others = [
+        *({"a": a, "c": b}, {"a": a + 1, "b": b}, {"a": a, "b": b + 1}),
+        *({"a": a[None], "b": b}, {"a": a.view(torch.int32), "b": b}),
+    ]
+    told = [{"step": "1", "rows": "[]"}, {"step": "3", "rows": "[1]"}, {"step": "3"}, {}]
+    assert (
+        len({digest(one, facts), *(digest(t, facts) for t in others), *(digest(one, t) for t in told)})
+        == 10
+    )
+
+
+def rewrite(file, change):
+    """Change a checkpoint's facts as a flipped bit would, its digest left as it is."""
+    tensors, facts = store.read_tensors(file)
+    store.write_tensors(
+        file, tensors, {**facts, **{k: v for k, v in change(facts).items() if v != facts.get(k)}}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts: {"step": "9"},  # one bit of the 8
+        lambda facts: {"step": "99"},
+        lambda facts: {"rows": facts["rows"].replace("1", "3", 1)},
+        lambda facts: {"seconds": "1e9"},
+        lambda facts: {"scaler": "3"},
+        lambda facts: {"more": "1"},
+    ],
+    ids=["step", "last step", "rows", "seconds", "scaler", "more"],
+)
+def test_a_fact_that_is_not_what_was_written_is_damage(change, images, tmp_path, whole):
+    cut_at(10, images, tmp_path)
+    rewrite(tmp_path / NEWEST, change)
+    with pytest.warns(match="damaged, the one before it counts"):
+        steps = resumed(images, tmp_path, whole)
+    assert steps[0] == 5
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(images, tmp_path, whole):
+    other = tmp_path / "other"
+    cut_at(10, images, other, seed=2)
+    cut_at(10, images, tmp_path / "run")
+    for name in (NEWEST, PREVIOUS):
+        (tmp_path / "run" / name).write_bytes((other / name).read_bytes())
+    with (
+        pytest.warns(match="belongs to another run"),
+        pytest.raises(InputError, match="no whole checkpoint"),
+    ):
+        train(rich_job(), images, DEFENSE, tmp_path / "run")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_checkpoint_with_one_flipped_bit_is_never_used(seed, images, tmp_path_factory, whole):
+    """Anywhere in the file: length, header, facts or tensors."""
+    folder = tmp_path_factory.getbasetemp() / "bits"
+    if not folder.exists():
+        cut_at(6, images, folder)
+    key = store.read_job(folder)["key"]
+    content = bytearray((folder / NEWEST).read_bytes())
+    generator = random.Random(seed)
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[generator.randrange(header if seed % 2 else len(content))] ^= 1 << generator.randrange(8)
+    broken = folder.parent / f"bit-{seed}.safetensors"
+    broken.write_bytes(content)
+    with pytest.raises(InputError):
+        checkpoint.read(broken, key)
 
 
 # disks
@@ -382,3 +449,15 @@ def test_the_number_of_devices_is_noted_and_another_one_warned_of(images, tmp_pa
     with pytest.warns(UserWarning, match="on 2 devices up to step 4 and goes on with 1"):
         resumed(images, tmp_path, whole)
     assert store.read_job(tmp_path)["devices"] == 1
+    assert [then["devices"] for then in store.read_job(tmp_path)["earlier"]] == [2]
+
+
+def test_another_version_and_another_device_are_warned_of_and_noted(images, tmp_path, whole):
+    cut_at(6, images, tmp_path)
+    versions = store.read_job(tmp_path)["versions"]
+    store.note(tmp_path, versions={**versions, "poise": "0.0.9"}, device="NVIDIA H100")
+    with pytest.warns(UserWarning, match="on poise 0.0.9, NVIDIA H100 up to step 4 and goes on with"):
+        resumed(images, tmp_path, whole)
+    job = store.read_job(tmp_path)
+    assert job["versions"] == versions and job["device"] == "cpu"
+    assert job["earlier"][0]["versions"]["poise"] == "0.0.9"

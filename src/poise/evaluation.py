@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from poise.attacks.descent import Attack
-from poise.checks import InputError, check_images, check_labels, check_logits
+from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
 from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
 from poise.metrics import perturbation
 from poise.modes import evaluating
@@ -64,6 +64,32 @@ def evaluate(
             on_batch(len(part))
 
     return Records.join(parts())
+
+
+def choose_devices(
+    model: Model, *, devices: int | None = None, accelerator: str = "auto"
+) -> list[torch.device]:
+    """So many GPUs, all in sight by default, or the CPU where there is none or it is asked for.
+
+    One alone for a model that runs elsewhere, as ONNX does: there is no copy of it.
+
+    Raises:
+        InputError: devices that are not there.
+    """
+    check_choice("accelerator", accelerator, ("auto", "cpu", "cuda"))
+    there = 0 if accelerator == "cpu" else torch.cuda.device_count()
+    if accelerator == "cuda" and not there:
+        raise InputError("accelerator='cuda' needs a GPU, and none is in sight: take 'cpu' or 'auto'")
+    copied = isinstance(model, nn.Module) and next(model.parameters(), None) is not None
+    most = max(1, there if copied else min(there, 1))
+    if devices is not None:
+        check_count("devices", devices, 1)
+    if devices is not None and devices > most:
+        kind = "GPUs that can work at once" if there else "CPU"
+        raise InputError(
+            f"devices={devices}, and there is no more than {most} {kind}: take --devices {most}"
+        )
+    return [torch.device("cuda", i) for i in range(devices or most)] if there else [torch.device("cpu")]
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,8 @@ class Records:
         """The records whose `frame()` and images these are."""
 
         def column(name: str) -> torch.Tensor:
+            if frame[name].null_count():
+                raise ValueError(f"column {name} has gaps")
             return torch.tensor(frame[name].to_numpy())
 
         return cls(

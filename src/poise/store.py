@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from io import BytesIO
@@ -18,12 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.checks import InputError
+from poise.job_file import check_run, damaged, fault_in, read_json
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     import polars as pl
+    import torch
     from torch import Tensor
 
 Json = Mapping[str, Any]
+DECIDE = ("poise", "torch", "torchvision")  # packages whose versions numbers may depend on
+TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}\.(json|parquet|safetensors|html|md|tex|csv)")
 
 
 def key_of(job: Json) -> str:
@@ -42,13 +51,17 @@ def file_hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
-def open_run(folder: Path, job: Json) -> Path:
+def open_run(folder: Path, job: Json, *, device: torch.device | None = None) -> Path:
     """Make the job's folder, or find it again: the same job resumes, another one is refused.
+
+    What a writer that was killed left half written is taken away; that of one at work is not.
 
     Raises:
         InputError: the folder holds another configuration, something else, or cannot be written.
     """
     job = json.loads(json.dumps(job))
+    if fault := fault_in(job):
+        raise InputError(f"such a run cannot be noted: {fault}")
     if (folder / "job.json").exists():
         there = read_job(folder)["job"]
         if there != job:
@@ -61,37 +74,86 @@ def open_run(folder: Path, job: Json) -> Path:
                 f"{str(folder)!r} holds a run of another configuration ({'; '.join(differ)}): "
                 "name another --out, or remove that folder"
             )
+        _sweep(folder)
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
         raise InputError(f"{str(folder)!r} is there and is no run folder: name another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "job.json", {"key": key_of(job), "job": job, **circumstances()})
+        write_json(folder / "job.json", {"key": key_of(job), "job": job, **circumstances(device)})
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
     return folder
 
 
 def read_job(folder: Path) -> dict[str, Any]:
-    """What job.json says of a run folder: key, job and circumstances.
+    """What job.json says of a run folder: key, job and circumstances, each field of its kind.
 
     Raises:
-        InputError: no such run, or one that cannot be read.
+        InputError: no such run, or one whose job.json is damaged or was changed by hand.
     """
     file = folder / "job.json"
-    if not file.is_file():
+    if not file.exists():
         raise InputError(f"{str(folder)!r} is no run folder: it has no job.json")
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        content["job"].items(), content["key"]
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{str(file)!r} is damaged: remove the folder and run again") from error
+    content = read_json(file)
+    check_run(file, content)
+    if content["key"] != key_of(content["job"]):
+        damaged(file, "its job was changed: the key is that of another one")
     return content
 
 
 def note(folder: Path, **facts: Any) -> None:
     """Add facts to a run's job.json, beside its configuration."""
     write_json(folder / "job.json", {**read_job(folder), **facts})
+
+
+def leave(folder: Path, files: Mapping[str, bytes], **facts: Any) -> None:
+    """Note facts and the files' digests in job.json, then write the files: the last one ends the run.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written any more.
+    """
+    with writing(folder):
+        note(folder, **facts, files={name: _digest(content) for name, content in files.items()})
+        for name, content in files.items():
+            _write_bytes(folder / name, content)
+
+
+def whole(folder: Path, name: str, content: Json) -> Path:
+    """A file of the run whose job.json this is, if it holds what was left there.
+
+    Raises:
+        InputError: it is missing or holds something else.
+    """
+    file, known = folder / name, content.get("files", {}).get(name)
+    try:
+        same = known is None or file_hash(file) == known
+    except OSError as error:
+        raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    if not same:
+        damaged(file, "it does not hold what the run wrote")
+    return file
+
+
+def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) -> list[tuple[str, str]]:
+    """What differs now from the circumstances that the run has had so far; job.json notes both.
+
+    Versions, the device and the number of devices count: "torch 2.8.0" before, say, and "2.11.0" now.
+    """
+    then, now = read_job(folder), circumstances(device) | {"devices": devices}
+    differ = [
+        (f"{name} {then['versions'].get(name)}", str(now["versions"][name]))
+        for name in DECIDE
+        if then["versions"].get(name) != now["versions"][name]
+    ]
+    if then["device"] != now["device"]:
+        differ.append((then["device"], now["device"]))
+    if then.get("devices", devices) != devices:
+        differ.append((f"{then['devices']} devices", str(devices)))
+    if differ:
+        earlier = {name: then.get(name) for name in now}
+        note(folder, **now, earlier=[*then.get("earlier", []), earlier])
+    return differ
 
 
 @contextmanager
@@ -120,15 +182,15 @@ def check_room(folder: Path, size: int) -> None:
         )
 
 
-def circumstances() -> dict[str, Any]:
-    """Versions, commit, machine kind and the time: what a number may depend on besides its job."""
+def circumstances(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions, commit, the device in use and the time: what a number may depend on besides its job."""
     import torch
 
     packages = ("poise", "torch", "torchvision", "lightning-fabric", "torchmetrics")
     return {
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "commit": _commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device(device),
         "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="microseconds"),
     }
@@ -147,20 +209,29 @@ def write_text(file: Path, text: str) -> None:
 
 def write_frame(file: Path, frame: pl.DataFrame) -> None:
     """Write a table as parquet, whole or not at all."""
+    _write_bytes(file, frame_bytes(frame))
+
+
+def frame_bytes(frame: pl.DataFrame) -> bytes:
+    """A table as parquet."""
     content = BytesIO()  # polars' error on a full disk is no OSError
     frame.write_parquet(content)
-    _replace(file, lambda temporary: temporary.write_bytes(content.getbuffer()))
+    return content.getvalue()
 
 
 def write_tensors(
     file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
 ) -> None:
     """Write tensors as safetensors, whole or not at all."""
+    _write_bytes(file, tensor_bytes(tensors, facts))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> bytes:
+    """Tensors as safetensors."""
     from safetensors.torch import save
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    content = save(plain, dict(facts or {}))  # save_file's error on a full disk is no OSError
-    _replace(file, lambda temporary: temporary.write_bytes(content))
+    return save(plain, dict(facts or {}))  # save_file's error on a full disk is no OSError
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -180,11 +251,19 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{str(file)!r} cannot be read: {error}") from error
 
 
+def _write_bytes(file: Path, content: bytes) -> None:
+    _replace(file, lambda temporary: temporary.write_bytes(content))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _replace(file: Path, write: Callable[[Path], object]) -> None:
     """Write beside the file, then put the result in its place in one step."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.stem}-", suffix=file.suffix)
-    os.close(handle)
     temporary = Path(name)
+    _lock(handle)  # the system unlocks it when this process ends, however it does
     try:
         write(temporary)
         with temporary.open("rb+") as stream:
@@ -193,6 +272,28 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the open file is this process's alone from now on; no where nothing can be locked."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what writers that are no more left half written in the folder."""
+    for file in folder.iterdir():
+        if TEMPORARY.fullmatch(file.name) is None or not file.is_file() or file.is_symlink():
+            continue
+        with suppress(OSError), file.open("rb+") as stream:
+            if _lock(stream.fileno()):
+                file.unlink()
 
 
 def _version(package: str) -> str | None:
@@ -202,11 +303,31 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _device(device: torch.device | None) -> str:
+    import torch
+
+    if device is None or device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def _commit() -> str | None:
-    """The commit of poise's own checkout, with a + where it was changed; None outside one."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The commit of poise's own checkout, with a + where it was changed; None outside one.
+
+    A project that poise is installed into is not asked: git would run what that one's settings name.
+    """
+    root = Path(__file__).parents[2]
+    own = root / "pyproject.toml"
+    if not (root / ".git").exists() or not own.is_file():
+        return None
+    safe = ["-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}"]
+    command = ["git", *safe, "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    outer["GIT_CEILING_DIRECTORIES"] = str(root.parent)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        if 'name = "poise"' not in own.read_text(encoding="utf-8", errors="replace").splitlines():
+            return None
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=outer)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return done.stdout.strip()

@@ -25,6 +25,8 @@ def compare(
     images: int | None = None,
     held_out: int | None = None,
     batch_size: int = 128,
+    devices: int | None = None,
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto",
     code: tuple[str, ...] = (),
     split: Literal["train", "test", "val"] = "test",
     seed: int = 0,
@@ -48,6 +50,8 @@ def compare(
         held_out: So many images of the split to fit the scales on, a third and at most 500 by default;
             they are not attacked.
         batch_size: Images a batch.
+        devices: So many GPUs, each with a copy of the model; all in sight by default.
+        accelerator: auto takes GPUs where there are some.
         code: Models of the runs once more, where they are FILE.py:FUNCTION or a download: that is only
             run or fetched if it is named here.
         split: Part of the data set.
@@ -82,6 +86,8 @@ def compare(
             steps=steps,
             mean=confidence,
             seed=seed,
+            devices=devices,
+            accelerator=accelerator,
             progress=progress,
         )
     with store.writing(out):

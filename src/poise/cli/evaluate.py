@@ -38,6 +38,8 @@ def evaluate(
     held_out: int | None = None,
     fast: Literal["float32", "bf16"] | None = None,
     batch_size: int = 128,
+    devices: int | None = None,
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto",
     max_hours: float | None = None,
     seed: int = 0,
     threshold: float = 0.5,
@@ -70,6 +72,8 @@ def evaluate(
         fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
             low precision); every label is checked on the model itself.
         batch_size: Images a batch.
+        devices: So many GPUs, each with a copy of the model; all in sight by default.
+        accelerator: auto takes GPUs where there are some.
         max_hours: Ask first if all this is estimated to take longer, and refuse where nobody can answer.
         seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
@@ -109,6 +113,8 @@ def evaluate(
             recalibrate=recalibrate,
             held_out=held,
             seed=seed,
+            devices=devices,
+            accelerator=accelerator,
             progress=progress,
             on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )

@@ -16,7 +16,7 @@ from poise.attacks import Attack
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
 from poise.diagnostics import diagnose
-from poise.evaluation import evaluate
+from poise.evaluation import choose_devices, evaluate
 from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
@@ -42,13 +42,15 @@ def audit(
     held_out: ImageSet | None = None,
     seed: int = 0,
     probe: int = PROBE,
+    devices: int | None = None,
+    accelerator: str = "auto",
     progress: Progress = silent,
     on_estimate: Callable[[Estimate], object] | None = None,
 ) -> Path:
     """Attack the model and leave the records in the run folder `out`, a folder an attack.
 
-    The same call again goes on after the last whole attack; more attacks can join later. With several
-    GPUs in sight, all of them work, each with a copy of the model.
+    The same call again goes on after the last whole attack; more attacks can join later. What was done
+    before is read first, and refused where it is not what was written.
 
     Args:
         model: a training run's folder, or the name of a model whose `weights` are given.
@@ -61,18 +63,21 @@ def audit(
         held_out: images that are not in `data`.
         seed: of the attacks' draws.
         probe: images on which every attack is run once more, watched, for `poise.diagnostics`; 0 for none.
+        devices: so many GPUs work, each with a copy of the model; all in sight by default.
+        accelerator: "auto", "cpu" or "cuda".
         progress: told how far each attack is.
         on_estimate: given the time that the attacks will take, measured first; what it raises stops
             the audit before the first of them.
 
     Raises:
-        InputError: a model that is not there or does not fit the data, `out` holds another run, or
-            the disk is full.
+        InputError: a model that is not there or does not fit the data, `out` holds another run or a
+            damaged one, devices that are not there, or the disk is full.
     """
     folder = Path(out)
+    _check_names(attacks)
     net, facts = _model(model, data, weights, code)
-    devices = _devices(net)
-    net, data = net.to(devices[0]), data.on(devices[0] if len(devices) == 1 else "cpu")
+    homes = choose_devices(net, devices=devices, accelerator=accelerator)
+    net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
     if recalibrate is not None:
         net = _recalibrated(net, recalibrate, held_out)
         assert held_out is not None
@@ -86,25 +91,28 @@ def audit(
         "classes": list(data.classes),
         "seed": seed,
     }
-    store.open_run(folder, job)
+    store.open_run(folder, job, device=homes[0])
     if isinstance(net, Recalibrated):
         with store.writing(folder):
             store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
     key = store.key_of(job)
     for name, attack in attacks.items():
-        store.open_run(folder / name, {"kind": "attack", "attack": repr(attack), "of": key})
+        own = {"kind": "attack", "attack": repr(attack), "of": key}
+        store.open_run(folder / name, own, device=homes[0])
     left = {
         name: attack for name, attack in attacks.items() if not (folder / name / "records.parquet").exists()
     }
+    if len(left) < len(attacks):
+        read(folder)
     store.check_room(folder, len(left) * _size(data))
     if left and on_estimate is not None:
-        on_estimate(estimate(net, data, left, devices=devices, watched=probe, seed=seed))
+        on_estimate(estimate(net, data, left, devices=homes, watched=probe, seed=seed))
     for name, attack in attacks.items():
         if name in left:
-            _attack(net, data, attack, folder / name, devices=devices, seed=seed, progress=progress)
+            _attack(net, data, attack, folder / name, devices=homes, seed=seed, progress=progress)
         else:
             progress(name, len(data), len(data), "done before")
-    if probe and (left or "findings" not in store.read_job(folder)):
+    if probe and (left or not {*attacks} <= {*store.read_job(folder).get("diagnosed", [])}):
         _diagnose(net, data, attacks, folder, probe)
     return folder
 
@@ -143,10 +151,11 @@ def _attack(
             net, data, timed, seed=seed, examples=EXAMPLES, on_batch=on_batch, devices=devices
         )
         facts = {"seconds": sum(timed.times), "notes": timed.notes, "devices": len(devices)}
-    with store.writing(part):
-        store.note(part, **facts)
-        store.write_tensors(part / "images.safetensors", {"x": records.x, "x_adv": records.x_adv})
-        store.write_frame(part / "records.parquet", records.frame())
+    files = {
+        "images.safetensors": store.tensor_bytes({"x": records.x, "x_adv": records.x_adv}),
+        "records.parquet": store.frame_bytes(records.frame()),
+    }
+    store.leave(part, files, **store.circumstances(devices[0]), **facts)
 
 
 def _size(data: ImageSet) -> int:
@@ -155,11 +164,11 @@ def _size(data: ImageSet) -> int:
     return 8 * (len(data) * numbers + 2 * EXAMPLES * prod(data.shape))
 
 
-def _devices(net: nn.Module) -> list[torch.device]:
-    """Every GPU in sight, or the CPU; one alone for a model that runs elsewhere, as ONNX: no copy of it."""
-    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    several = gpus if next(net.parameters(), None) is not None else gpus[:1]
-    return several or [torch.device("cpu")]
+def _check_names(attacks: Mapping[str, Attack]) -> None:
+    """Refuse attacks that cannot have a folder of their name in the run's."""
+    for name in attacks:
+        if not isinstance(name, str) or not name or name.startswith(".") or {*name} & {*"/\\\0"}:
+            raise InputError(f"an attack's name is its folder's, {name!r} cannot be: leave dots and / away")
 
 
 def _diagnose(
@@ -169,12 +178,14 @@ def _diagnose(
     device = next(net.parameters(), torch.empty(0)).device
     x, y = next(data.batched(probe).batches(torch.arange(min(probe, len(data)))))
     records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
-    before = store.read_job(folder).get("findings", [])
-    others = [f for f in before if f["attack"] and f["attack"] not in attacks]
+    before = store.read_job(folder)
+    others = [f for f in before.get("findings", []) if f["attack"] and f["attack"] not in attacks]
+    diagnosed = sorted({*before.get("diagnosed", []), *attacks})
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
     found = diagnose(net, plain, x.to(device), y, records=records)
     with store.writing(folder):
-        store.note(folder, findings=others + [asdict(finding) for finding in found])
+        findings = others + [asdict(finding) for finding in found]
+        store.note(folder, findings=findings, diagnosed=diagnosed)
 
 
 def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:

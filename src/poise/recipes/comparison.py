@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from poise import attacks, metrics, models, store, training
 from poise.checks import InputError
 from poise.data import ImageSet
-from poise.evaluation import evaluate
+from poise.evaluation import Devices, choose_devices, evaluate
+from poise.job_file import FLAG, NUMBER, NUMBERS, check_fields, or_none, read_json
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.recipes.audit import check_fits
@@ -79,6 +81,7 @@ def honest(
     steps: int = 20,
     mean: float = 0.9,
     seed: int = 0,
+    devices: Devices = (),
 ) -> Honest:
     """The net's numbers on `data`, its scale fitted on `validation`.
 
@@ -90,12 +93,13 @@ def honest(
         steps: gradients of every attack.
         mean: the clean confidence of right answers to compare at.
         seed: of the attacks' draws.
+        devices: that share the images, see `evaluate`.
 
     Raises:
         InputError: no images.
     """
     found = {
-        name: evaluate(net, data, attack, seed=seed, examples=0)
+        name: evaluate(net, data, attack, seed=seed, examples=0, devices=devices)
         for name, attack in _attacks(eps, steps).items()
     }
     clean, y = found["pgd"].clean, found["pgd"].y
@@ -118,7 +122,8 @@ def honest(
         if scale is None or not len(chosen):
             return None, None
         attack = attacks.auto(eps=eps, steps=steps)
-        records = evaluate(Recalibrated(net, Scale(scale)), chosen, attack, seed=seed, examples=0)
+        scaled = Recalibrated(net, Scale(scale))
+        records = evaluate(scaled, chosen, attack, seed=seed, examples=0, devices=devices)
         return metrics.confidence(records.clean), metrics.confidence(records.attacked)
 
     clean_at_k, at_k = again(k)
@@ -152,6 +157,8 @@ def compare(
     steps: int = 20,
     mean: float = 0.9,
     seed: int = 0,
+    devices: int | None = None,
+    accelerator: str = "auto",
     progress: Progress = silent,
 ) -> pl.DataFrame:
     """One row a trained run, kept in the folder `out`: the same call again goes on from there.
@@ -185,11 +192,22 @@ def compare(
         source = f"-{models.code_digest(name)}" if models.is_code(name) else ""
         file = folder / f"{content['key']}-{store.file_hash(weights)}{source}.json"
         if not file.exists():
-            net = training.load(run, code=name).to("cuda" if torch.cuda.is_available() else "cpu")
-            numbers = honest(net, data, validation, eps=eps, steps=steps, mean=mean, seed=seed)
+            net = training.load(run, code=name)
+            homes = choose_devices(net, devices=devices, accelerator=accelerator)
+            numbers = honest(
+                net.to(homes[0]),
+                data,
+                validation,
+                eps=eps,
+                steps=steps,
+                mean=mean,
+                seed=seed,
+                devices=homes,
+            )
+            _note_circumstances(folder, homes)
             with store.writing(folder):
-                store.write_json(file, asdict(numbers))
-        numbers_read = json.loads(file.read_text(encoding="utf-8"))
+                store.write_json(file, {k: None if v != v else v for k, v in asdict(numbers).items()})
+        numbers_read = _numbers(file)
         after = {f"after_{name}": value for name, value in numbers_read.pop("after").items()}
         rows.append(
             {name: facts[name] for name in ("defense", "defense_value", "model", "epochs", "seed")}
@@ -199,6 +217,28 @@ def compare(
         )
     progress("compare", len(runs), len(runs))
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _numbers(file: Path) -> dict[str, Any]:
+    """The `Honest` in a file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    content = read_json(file)
+    kinds = dict.fromkeys((f.name for f in fields(Honest)), or_none(NUMBER))
+    check_fields(file, content, kinds | {"after": NUMBERS, "collapsed": FLAG})
+    check_fields(file, content["after"], dict.fromkeys((*UNDER, "worst"), NUMBER))
+    return content
+
+
+def _note_circumstances(folder: Path, homes: Sequence[torch.device]) -> None:
+    """Note where the first net was compared; warn where this one is compared otherwise."""
+    if not any(file.name != "job.json" for file in folder.glob("*.json")):
+        store.note(folder, devices=len(homes), **store.circumstances(homes[0]))
+    elif differ := store.join(folder, device=homes[0], devices=len(homes)):
+        then, now = (", ".join(words) for words in zip(*differ, strict=True))
+        warnings.warn(f"{str(folder)!r} was on {then} and goes on with {now}", stacklevel=3)
 
 
 def _attacks(eps: float, steps: int) -> dict[str, attacks.Attack]:

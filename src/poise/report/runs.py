@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from poise import store
 from poise.checks import InputError
 from poise.records import Records
+from poise.report.reading import records_of, versions_apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,20 +63,16 @@ def read(folder: str | Path) -> Audit:
     parts = [part.parent for part in folder.glob("*/records.parquet")]
     if job.get("kind") != "audit" or not parts:
         raise InputError(f"{str(folder)!r} holds no finished attack: run `poise evaluate` first")
-    parts.sort(key=lambda part: store.read_job(part)["started"])
+    found = {part.name: records_of(part, content) for part in parts}
+    found = dict(sorted(found.items(), key=lambda pair: pair[1][0]["started"]))
+    apart = versions_apart({name: told for name, (told, _) in found.items()})
+    content = {**content, "findings": apart + content.get("findings", [])}
     parts_of_name = (job["model"], job["defense"], job.get("recalibration"))
     title = " ".join(name for name in parts_of_name if name)
-    return Audit(f"{title} on {job['data']}", content, tuple(_attacked(part) for part in parts))
-
-
-def _attacked(part: Path) -> Attacked:
-    content = store.read_job(part)
-    images, _ = store.read_tensors(part / "images.safetensors")
-    try:
-        frame = pl.read_parquet(part / "records.parquet")
-        records = Records.from_frame(frame, images["x"], images["x_adv"])
-    except (pl.exceptions.PolarsError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the records in {str(part)!r} are damaged: remove the folder and run again"
-        ) from error
-    return Attacked(part.name, content["job"]["attack"], float(content["seconds"]), records)
+    return Audit(
+        f"{title} on {job['data']}",
+        content,
+        tuple(
+            Attacked(name, told["job"]["attack"], told["seconds"], r) for name, (told, r) in found.items()
+        ),
+    )

@@ -42,13 +42,14 @@ def save(run: Run) -> None:
         "seconds": run.seconds,
         "rows": run.rows,
         "scaler": run.fabric.strategy.precision.state_dict(),
-        "digest": digest(tensors),
+        "key": store.read_job(run.folder)["key"],
     }
+    texts = {name: json.dumps(value) for name, value in facts.items()}
     newest = run.folder / NEWEST
     with store.writing(run.folder):
         if newest.exists():
             newest.replace(run.folder / PREVIOUS)
-        store.write_tensors(newest, tensors, {name: json.dumps(value) for name, value in facts.items()})
+        store.write_tensors(newest, tensors, {**texts, "digest": digest(tensors, texts)})
 
 
 def restore(run: Run) -> None:
@@ -98,12 +99,13 @@ def check_room(run: Run) -> None:
         )
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """A SHA-256 of the tensors' bytes, in the order of their names."""
-    found = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+    """A SHA-256 of all that a checkpoint holds: tensors with their names, types and shapes, and facts."""
+    found = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        tensor = tensors[name].contiguous()
+        found.update(json.dumps([name, str(tensor.dtype), tensor.shape]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -112,27 +114,40 @@ def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
     A damaged one that is newer is removed: the next save would put it in place of the whole one.
     """
-    damaged = []
+    damaged, key = [], store.read_job(folder)["key"]
     for name in (NEWEST, PREVIOUS):
         if not (folder / name).exists():
             continue
         try:
-            tensors, texts = store.read_tensors(folder / name)
-            facts = {key: json.loads(text) for key, text in texts.items()}
-            if facts["digest"] != digest(tensors):
-                raise InputError(f"{str(folder / name)!r} does not hold what was written")
-        except (InputError, KeyError, ValueError) as error:
+            found = read(folder / name, key)
+        except InputError as error:
             damaged.append(str(folder / name))
             warnings.warn(f"a checkpoint is damaged, the one before it counts: {error}", stacklevel=2)
             continue
         if damaged:
             (folder / NEWEST).unlink()
-        return tensors, facts
+        return found
     if damaged:
         raise InputError(
             f"no whole checkpoint is left, {' and '.join(damaged)} are damaged: remove them to begin anew"
         )
     return None
+
+
+def read(file: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a checkpoint of the job of that key holds.
+
+    Raises:
+        InputError: it is damaged, another run's, or of a version of poise that wrote less into it.
+    """
+    tensors, texts = store.read_tensors(file)
+    told = texts.pop("digest", "")
+    if told != digest(tensors, texts):
+        raise InputError(f"{str(file)!r} does not hold what was written")
+    facts = {name: json.loads(text) for name, text in texts.items()}
+    if facts.get("key") != key:
+        raise InputError(f"{str(file)!r} belongs to another run")
+    return tensors, facts
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

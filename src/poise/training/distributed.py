@@ -82,18 +82,18 @@ def check_fabric(fabric: Fabric, job: TrainJob) -> None:
     )
 
 
-def note_devices(folder: Path, devices: int, *, step: int) -> None:
-    """Note the number of devices in job.json; warn where the steps done so far were another number's."""
-    before = store.read_job(folder).get("devices")
-    if before == devices:
-        return
-    if before is not None and step:
+def note_devices(folder: Path, fabric: Fabric, *, step: int) -> None:
+    """Note the devices in job.json; warn where the steps so far were made on others or by others."""
+    if not step:
+        store.note(folder, devices=fabric.world_size, **store.circumstances(fabric.device))
+    elif differ := store.join(folder, device=fabric.device, devices=fabric.world_size):
+        then, now = (", ".join(words) for words in zip(*differ, strict=True))
         warnings.warn(
-            f"the run in {str(folder)!r} was on {before} devices up to step {step} and goes on with "
-            f"{devices}: with BatchNorm, or a loss of the batch as a whole, the model is that of neither",
+            f"the run in {str(folder)!r} was on {then} up to step {step} and goes on with {now}: the model "
+            "is that of neither; of another number of devices also BatchNorm takes note, and every loss "
+            "of the batch as a whole",
             stacklevel=4,
         )
-    store.note(folder, devices=devices)
 
 
 class InPrecision(nn.Module):

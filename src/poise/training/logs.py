@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,18 @@ def note(epoch: int, epochs: int, rows: list[dict[str, Any]]) -> str:
     return ", ".join([f"epoch {epoch + 1}/{epochs}", *told])
 
 
-def board(folder: Path, *, wanted: bool) -> Callable[[Mapping[str, Any]], None]:
+@contextmanager
+def board(folder: Path, *, wanted: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that shows an epoch's row in TensorBoard, or does nothing where it is not wanted.
+
+    One file for all rows, begun with the first of them; an epoch shown before is shown anew.
 
     Raises:
         InputError: TensorBoard is not installed.
     """
     if not wanted:
-        return lambda row: None
+        yield lambda row: None
+        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -43,11 +48,19 @@ def board(folder: Path, *, wanted: bool) -> Callable[[Mapping[str, Any]], None]:
             "tensorboard=True needs the package tensorboard: pip install 'poise[tensorboard]'"
         ) from error
 
+    open_writers: list[Any] = []
+
     def show(row: Mapping[str, Any]) -> None:
-        writer = SummaryWriter(str(folder / "tensorboard"))
+        if not open_writers:
+            open_writers.append(SummaryWriter(str(folder / "tensorboard"), purge_step=row["epoch"]))
+        (writer,) = open_writers
         for name, value in row.items():
             if name != "epoch" and isinstance(value, float | int):
                 writer.add_scalar(name, value, row["epoch"])
-        writer.close()
+        writer.flush()
 
-    return show
+    try:
+        yield show
+    finally:
+        for writer in open_writers:
+            writer.close()

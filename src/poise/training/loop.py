@@ -68,21 +68,24 @@ def train(
     folder = Path(out)
 
     def opened() -> Path:
-        return store.open_run(folder, describe(job, data, defense))
+        return store.open_run(folder, describe(job, data, defense), device=fabric.device)
 
     there = together(fabric, (folder / "job.json").exists)
     if there:
         together(fabric, opened)
         if together(fabric, (folder / "model.safetensors").exists):
-            return outcome.load(folder, code=job.model)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), requests() as asked:
+            return fabric.to_device(outcome.load(folder, code=job.model))
+    with (
+        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        logs.board(folder, wanted=tensorboard) as show,
+        requests() as asked,
+    ):
         run = begin(job, data.batched(job.batch_size), defense, folder, fabric)
         if not there:  # not before: a model that is refused leaves no folder behind
             together(fabric, opened)
-        show = logs.board(folder, wanted=tensorboard)
         together(fabric, lambda: checkpoint.check_room(run))
         checkpoint.restore(run)
-        together(fabric, lambda: note_devices(folder, fabric.world_size, step=run.step))
+        together(fabric, lambda: note_devices(folder, fabric, step=run.step))
         while run.step < run.steps:
             _epoch(run, asked, progress if fabric.is_global_zero else silent)
             together(fabric, lambda: outcome.close_epoch(run, show))

@@ -25,7 +25,6 @@ from poise.training.schedule import learning_rate
 from poise.training.weights import finite
 
 EPS = 0.03  # the budget to look at where the defense has none: the paper's in evaluation
-LARGEST = 8192  # channels or pixels a side
 
 
 def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
@@ -67,9 +66,8 @@ def finish(run: Run) -> nn.Module:
             facts["k_nll"] = _scale(run)
         seconds = sum(row["seconds"] for row in run.rows)
         facts |= {"seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
-        with store.writing(run.folder):
-            store.note(run.folder, **facts)
-            store.write_tensors(run.folder / "model.safetensors", run.net.state_dict())
+        content = store.tensor_bytes(run.net.state_dict())
+        store.leave(run.folder, {"model.safetensors": content}, **facts)
         checkpoint.remove(run.folder)
     run.fabric.barrier()
     return run.net
@@ -112,13 +110,11 @@ def finished(run: str | Path) -> tuple[dict[str, Any], Path]:
     kind = job.get("kind")
     if kind != "train":
         raise InputError(f"{str(folder)!r} is no training run: its kind is {kind!r}")
-    _check_described(folder, job)
-    weights = folder / "model.safetensors"
-    if not weights.exists():
+    if not (folder / "model.safetensors").exists():
         raise InputError(
             f"the training in {str(folder)!r} has not finished: the same `poise train` command resumes it"
         )
-    return content, weights
+    return content, store.whole(folder, "model.safetensors", content)
 
 
 def model_of(run: str | Path, job: Mapping[str, Any], named: Sequence[str] = ()) -> str:
@@ -144,19 +140,6 @@ def model_of(run: str | Path, job: Mapping[str, Any], named: Sequence[str] = ())
 def _parts(name: str) -> tuple[str, str]:
     """What stays of a model's name when its files lie elsewhere: its kind, and the last of the path."""
     return "code" if models.is_code(name) else name.partition("/")[0], name.rpartition("/")[2]
-
-
-def _check_described(folder: Path, job: Mapping[str, Any]) -> None:
-    """Refuse a job.json without what a model is built by."""
-    shape, classes = job.get("shape"), job.get("classes")
-    sides = shape if isinstance(shape, list) else []
-    names = [job.get("model"), *(classes if isinstance(classes, list) else [None])]
-    bounded = len(sides) == 3 and all(type(side) is int and 1 <= side <= LARGEST for side in sides)
-    if not bounded or not all(isinstance(name, str) for name in names):
-        raise InputError(
-            f"{str(folder / 'job.json')!r} does not say which model was trained on what: it needs a model, "
-            f"classes, and a shape of three numbers in [1, {LARGEST}]"
-        )
 
 
 def _judged(run: Run) -> dict[str, Any]:
