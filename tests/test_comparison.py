@@ -147,7 +147,7 @@ def test_what_was_retrained_is_measured_again_and_leaks_and_other_data_are_refus
     frame = comparison.compare([run], test, held, out, eps=0.05, steps=1)
     with torch.no_grad():
         net[-1].bias[3] += 100.0
-    store.write_tensors(run / "model.safetensors", net.state_dict())
+    store.leave(run, {"model.safetensors": store.tensor_bytes(net.state_dict())})
     again = comparison.compare([run], test, held, out, eps=0.05, steps=1)
     assert again["collapsed"].item() and again["accuracy"].item() == (test.y == 3).double().mean()
     assert frame["before"].item() < 0.9 < again["before"].item()

@@ -126,9 +126,10 @@ def _unheld(job: Job, place: Place, progress: Progress) -> None:
     file = place.look(job) / "distances.parquet"
     if finished(job, place):
         return
-    store.open_run(place.look(job), {"kind": "unheld", "net": job.trained, "attacks": repr(job.attacks)})
-    net, test = net_of(job, place), images(job.setting, "test", place)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = {"kind": "unheld", "net": job.trained, "attacks": repr(job.attacks)}
+    store.open_run(place.look(job), own, device=device)
+    net, test = net_of(job, place), images(job.setting, "test", place)
     net = net.to(device)
     rows: list[pl.DataFrame] = []
     for name, attack in job.attacks.items():
