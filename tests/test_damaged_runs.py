@@ -1,5 +1,6 @@
 """Run folders read back: whole, or refused in one line that names the file; never half believed."""
 
+import errno
 import json
 import os
 import random
@@ -399,6 +400,35 @@ def test_what_a_killed_writer_left_goes_and_a_live_one_s_stays(tmp_path):
     store._replace(folder / "y.json", while_open)
     assert hidden(folder) == [".gitignore", ".notes-of-mine.txt"]
     assert (folder / "y.json").read_text() == "{}"
+
+
+def test_a_writer_killed_before_there_was_a_run_is_swept_up_too(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".job-abcd1234.json").write_text("half")
+    store.open_run(folder, {"a": 1})
+    assert [f.name for f in folder.iterdir()] == ["job.json"]
+
+
+def test_what_cannot_be_written_is_one_message(tmp_path, monkeypatch):
+    folder = store.open_run(tmp_path / "run", {"a": 1})
+
+    def read_only(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(store, "_replace", read_only)
+    for do in (
+        lambda: store.note(folder, seconds=1.0),
+        lambda: store.leave(folder, {"a.parquet": b""}),
+        lambda: store.open_run(tmp_path / "other", {"a": 1}),
+    ):
+        refused(do, names="Read-only file system")
+    assert store.read_job(folder).get("seconds") is None
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path):
+    refused(lambda: store.read_job(tmp_path / ("x" * 300)), names="cannot be read: File name too long")
+    refused(lambda: store.open_run(tmp_path / ("x" * 300), {"a": 1}), names="written: File name too long")
 
 
 # versions and devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -62,28 +63,32 @@ def open_run(folder: Path, job: Json, *, device: torch.device | None = None) -> 
     job = json.loads(json.dumps(job))
     if fault := fault_in(job):
         raise InputError(f"such a run cannot be noted: {fault}")
-    if (folder / "job.json").exists():
-        there = read_job(folder)["job"]
-        if there != job:
-            differ = [
-                f"{name}: {there.get(name)!r} there, {job.get(name)!r} now"
-                for name in sorted({*there, *job})
-                if there.get(name) != job.get(name)
-            ]
-            raise InputError(
-                f"{str(folder)!r} holds a run of another configuration ({'; '.join(differ)}): "
-                "name another --out, or remove that folder"
-            )
-        _sweep(folder)
-        return folder
-    if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-        raise InputError(f"{str(folder)!r} is there and is no run folder: name another --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "job.json", {"key": key_of(job), "job": job, **circumstances(device)})
+        if (folder / "job.json").exists():
+            _check_same(folder, job)
+        elif folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+            raise InputError(f"{str(folder)!r} is there and is no run folder: name another --out")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "job.json", {"key": key_of(job), "job": job, **circumstances(device)})
+        _sweep(folder)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
     return folder
+
+
+def _check_same(folder: Path, job: Json) -> None:
+    there = read_job(folder)["job"]
+    differ = [
+        f"{name}: {there.get(name)!r} there, {job.get(name)!r} now"
+        for name in sorted({*there, *job})
+        if there.get(name) != job.get(name)
+    ]
+    if differ:
+        raise InputError(
+            f"{str(folder)!r} holds a run of another configuration ({'; '.join(differ)}): "
+            "name another --out, or remove that folder"
+        )
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -93,7 +98,11 @@ def read_job(folder: Path) -> dict[str, Any]:
         InputError: no such run, or one whose job.json is damaged or was changed by hand.
     """
     file = folder / "job.json"
-    if not file.exists():
+    try:
+        there = file.is_file()
+    except OSError as error:  # as of a name that is too long
+        raise InputError(f"{str(folder)!r} cannot be read: {error.strerror}") from error
+    if not there:
         raise InputError(f"{str(folder)!r} is no run folder: it has no job.json")
     content = read_json(file)
     check_run(file, content)
@@ -103,8 +112,13 @@ def read_job(folder: Path) -> dict[str, Any]:
 
 
 def note(folder: Path, **facts: Any) -> None:
-    """Add facts to a run's job.json, beside its configuration."""
-    write_json(folder / "job.json", {**read_job(folder), **facts})
+    """Add facts to a run's job.json, beside its configuration.
+
+    Raises:
+        InputError: the disk is full, or the folder cannot be written any more.
+    """
+    with writing(folder):
+        write_json(folder / "job.json", {**read_job(folder), **facts})
 
 
 def leave(folder: Path, files: Mapping[str, bytes], **facts: Any) -> None:
@@ -127,6 +141,8 @@ def whole(folder: Path, name: str, content: Json) -> Path:
     """
     file, known = folder / name, content.get("files", {}).get(name)
     try:
+        if not file.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         same = known is None or file_hash(file) == known
     except OSError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error

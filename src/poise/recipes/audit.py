@@ -183,9 +183,8 @@ def _diagnose(
     diagnosed = sorted({*before.get("diagnosed", []), *attacks})
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
     found = diagnose(net, plain, x.to(device), y, records=records)
-    with store.writing(folder):
-        findings = others + [asdict(finding) for finding in found]
-        store.note(folder, findings=findings, diagnosed=diagnosed)
+    findings = others + [asdict(finding) for finding in found]
+    store.note(folder, findings=findings, diagnosed=diagnosed)
 
 
 def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:

@@ -48,7 +48,7 @@ def close_epoch(run: Run, show: Callable[[Mapping[str, Any]], None]) -> None:
         run.best = {name: t.detach().cpu().clone() for name, t in run.judged.state_dict().items()}
     with store.writing(run.folder):
         store.write_frame(run.folder / "metrics.parquet", pl.DataFrame(run.rows, infer_schema_length=None))
-    show(run.rows[-1])
+        show(run.rows[-1])
     run.losses, run.seconds = [], 0.0
     checkpoint.save(run)
 
