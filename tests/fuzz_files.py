@@ -283,7 +283,7 @@ def folders(rng, here):
     serial = 0
     for kind in kinds:
         (top / kind).mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
+        for _ in range(2 * (kind != ".hidden")):
             Image.new("RGB", (6, 6), (40 + serial, 0, 0)).save(top / kind / f"{serial}.png")
             serial += 1
     for _ in range(rng.choice([1, 1, 2, 3])):
@@ -471,6 +471,31 @@ def npz(rng, here):
         raise Fault("other pixels than numpy's")
     if not np.array_equal(labels, y.reshape(-1)):
         raise Fault(f"other labels than numpy's: {y.dtype}")
+
+
+def mnist(rng, here):
+    raw, n = here / "MNIST" / "raw", 6
+    raw.mkdir(parents=True)
+    pixels, y = rng.randbytes(n * 784), bytes(rng.randrange(10) for _ in range(n))
+    files = {
+        "t10k-images-idx3-ubyte": struct.pack(">IIII", 2051, n, 28, 28) + pixels,
+        "t10k-labels-idx1-ubyte": struct.pack(">II", 2049, n) + y,
+    }
+    hit = rng.choice(list(files))
+    files[hit] = (
+        damaged(rng, files[hit][:16]) + files[hit][16:] if rng.random() < 0.5 else damaged(rng, files[hit])
+    )
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"):
+        (raw / name).touch()
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+    (loaded, batches), _ = watched(lambda: (found := data.load("mnist", root=here), list(found)))
+    x, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    held = [files[name][16 if "3" in name else 8 :] for name in files]  # no checksum: what is there counts
+    if len(x) != n or (255 * x).round().byte().numpy().tobytes() != held[0][: n * 784]:
+        raise Fault("other images than the file holds")
+    if bytes(labels.tolist()) != held[1][:n] or len(loaded.classes) != 10:
+        raise Fault("other labels than the file holds")
 
 
 # weights
@@ -809,6 +834,7 @@ KINDS = {
     images: 130,
     folders: 50,
     npz: 90,
+    mnist: 20,
     weights: 90,
     train_runs: 40,
     audits: 60,
