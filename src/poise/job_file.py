@@ -182,7 +182,8 @@ def damaged(file: Path, what: str, cause: BaseException | None = None) -> NoRetu
     Raises:
         InputError: always.
     """
-    raise InputError(f"{str(file)!r} is damaged ({what}): remove the folder and run again") from cause
+    way_out = f"remove {str(file.parent)!r}, and the same command makes it anew"
+    raise InputError(f"{str(file)!r} is damaged ({what}): {way_out}") from cause
 
 
 def _short(value: object) -> str:

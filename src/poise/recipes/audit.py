@@ -145,6 +145,7 @@ def _attack(
         done += images
         progress(part.name, done, len(data))
 
+    began = store.circumstances(devices[0])  # not those of a call that was stopped
     progress(part.name, 0, len(data))
     with Timed(attack) as timed:
         records = evaluate(
@@ -155,7 +156,7 @@ def _attack(
         "images.safetensors": store.tensor_bytes({"x": records.x, "x_adv": records.x_adv}),
         "records.parquet": store.frame_bytes(records.frame()),
     }
-    store.leave(part, files, **store.circumstances(devices[0]), **facts)
+    store.leave(part, files, **began, **facts)
 
 
 def _size(data: ImageSet) -> int:
