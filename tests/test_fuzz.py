@@ -41,7 +41,9 @@ def verdicts_of(part):
                 found[running] = said["verdict"]
                 running = None
             else:
-                timer = Timer(2 * SECONDS, process.kill)  # its own alarm did not end it
+                timer = Timer(
+                    6 * SECONDS, process.kill
+                )  # it waits for something: its own alarm counts work
                 timer.start()
         if process.wait() == 0:
             break

@@ -276,3 +276,12 @@ def test_a_zip_of_weights_without_checksums_is_read(tmp_path):
         torch.serialization.set_crc32_options(before)
     models.load_weights(other, tmp_path / "net.pt")
     assert torch.equal(other.weight, net.weight)
+
+
+@pytest.mark.parametrize("name", ["2.running_var", "2.running_mean", "1.weight"])
+def test_infinite_weights_and_statistics_are_refused(tmp_path, name):
+    net = small()
+    state = snapshot(net)
+    state[name].flatten()[0] = torch.inf
+    with pytest.raises(InputError, match=rf"1 of the \d+ numbers of {name} are NaN or infinite"):
+        models.load_weights(net, save(state, tmp_path / "net.pt"))

@@ -162,6 +162,8 @@ def _check_sums(image: Image.Image) -> None:
         found = zlib.crc32(file.read(length), zlib.crc32(kind))
         if file.read(4) != found.to_bytes(4, "big"):
             raise ValueError(f"the checksum of its chunk {kind!r} is wrong")
+    if kind != b"IEND":
+        raise ValueError("it is cut short")
     file.seek(place)
 
 

@@ -70,13 +70,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_head: b
     """Put tensors into the model, or refuse with all that is missing, unexpected or of another shape."""
     check_fit(model, state, what, new_head=new_head)
     own = model.state_dict()
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ours, theirs = unwrapped(own), _theirs(state, own)
     taken = {}
     for name, key in ours.items():
         if name in theirs and state[theirs[name]].shape == own[key].shape:
             taken[key] = value = state[theirs[name]].to(own[key].dtype)
-            bad = value.isnan() if key not in parameters else ~value.isfinite()  # a mask may be infinite
+            bad = value.isnan() | (value.isinf() & ~own[key].isinf())  # a mask is infinite by itself
             if bool(bad.any()):
                 raise InputError(
                     f"{what} are damaged: {int(bad.sum())} of the {value.numel()} numbers of "
