@@ -17,6 +17,7 @@ from torch import Tensor
 
 from poise.metrics import reliability
 from poise.records import Records
+from poise.report.escaping import label
 from poise.report.runs import Audit
 
 RIGHT, WRONG, INK = "#2a6f97", "#e07a1f", "#444444"
@@ -64,7 +65,7 @@ class ConfidenceHistogram:
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for ax, stage in zip(axes, STAGES, strict=True):
             bars(ax, self.frame().filter(stage=stage))
-            ax.set(title=stage if stage == "before" else f"after {self.attack}", xlim=(0, 1))
+            ax.set(title=stage if stage == "before" else f"after {label(self.attack)}", xlim=(0, 1))
             ax.set_xlabel("confidence (MSP)")
             bare(ax)
         axes[0].set_ylabel("share of answers")
@@ -102,7 +103,7 @@ class ReliabilityDiagram:
             area = 15 + 400 * count / count.sum()
             ax.vlines(confidence, confidence, accuracy, WRONG, linewidth=1)
             ax.scatter(confidence, accuracy, s=area, c=RIGHT, alpha=0.8, clip_on=False)
-            ax.set(title=stage if stage == "before" else f"after {self.attack}")
+            ax.set(title=stage if stage == "before" else f"after {label(self.attack)}")
             ax.set(xlabel="confidence", xlim=(0, 1), ylim=(-0.03, 1.03), aspect="equal")
             bare(ax)
         axes[0].set_ylabel("accuracy")
@@ -159,7 +160,9 @@ class Perturbations:
             shown = ax.imshow(delta.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
             probs = self.attacked[name]
             lost = int(probs.argmax()) != int(self.clean.argmax())
-            ax.set_title(f"{name}\n{float(probs.max()):.2f}{' label lost' if lost else ''}")
+            ax.set_title(
+                f"{label(name, width=16)}\n{float(probs.max()):.2f}{' label lost' if lost else ''}"
+            )
             ax.set_axis_off()
         figure.colorbar(shown, ax=list(axes[1:]), shrink=0.65, label="change of the pixel")
         return figure
@@ -176,8 +179,8 @@ class Heatmaps:
 
     @property
     def index(self) -> int:
-        """Of the images kept: the right answer that the strongest attack makes least sure."""
-        r = self.audit.strongest.records
+        """Of the images kept: the right answer that is least sure in its worst case."""
+        r = self.audit.worst.records
         kept = len(r.x)
         msp = r.attacked.max(dim=1).values[:kept]
         return int((msp + 2 * (~r.correct[:kept])).argmin())

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from poise import store
 from poise.checks import check_number
 from poise.report import figures, tables
-from poise.report.runs import Audit, read
+from poise.report.escaping import WIDTH, markdown, plain
+from poise.report.runs import Attacked, Audit, read_all, told_apart
 
 
 def report(runs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.5) -> Path:
@@ -30,7 +29,7 @@ def report(runs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.
             full disk.
     """
     check_number("threshold", threshold, 0, 1)
-    audits = [read(folder) for folder in runs]
+    audits = read_all(runs)
     return write(audits, tables.summary(audits, threshold=threshold), out, threshold=threshold)
 
 
@@ -38,7 +37,7 @@ def write(audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, thre
     """`report` of audits that are read already, with their summary; the page's path."""
     out = Path(out)
     texts = {
-        "report.md": tables.markdown(table),
+        "report.md": tables.markdown(table) + headlines(audits, threshold=threshold),
         "report.tex": tables.latex(table),
         "report.html": page(audits, table, threshold=threshold),
     }
@@ -54,18 +53,18 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
     environment = Environment(
         loader=PackageLoader("poise.report"), autoescape=True, undefined=StrictUndefined
     )
+    environment.filters["plain"] = _told
     return environment.get_template("report.html").render(
         audits=[
             {
                 "title": audit.title,
                 "content": audit.content,
                 "attacked": audit.attacked,
-                "strongest": audit.strongest.name,
                 "warnings": audit.content.get("findings", ()),
                 "finding": finding(audit, threshold=threshold),
                 "figures": pictures(audit),
             }
-            for audit in audits
+            for audit in told_apart(audits)
         ],
         heading=tables.HEADING,
         lines=tables.cells(table),
@@ -73,44 +72,79 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
     )
 
 
+def _told(value: object) -> str:
+    """A value of job.json on one line."""
+    return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
 def warnings(audits: Sequence[Audit]) -> list[str]:
     """What the audits found that makes their numbers doubtful, a line each."""
     return [
-        f"{audit.title}, {found['attack'] or 'model'}: {found['seen']} {found['advice']}"
-        for audit in audits
+        plain(f"{audit.title}, {found['attack'] or 'model'}: {found['seen']} {found['advice']}")
+        for audit in told_apart(audits)
         for found in audit.content.get("findings", ())
     ]
 
 
+def headlines(audits: Sequence[Audit], *, threshold: float) -> str:
+    """The `finding` of every audit, in Markdown under the table."""
+    return "".join(
+        f"\n**{markdown(audit.title)}.** {markdown(finding(audit, threshold=threshold))}\n"
+        for audit in told_apart(audits)
+    )
+
+
 def finding(audit: Audit, *, threshold: float) -> str:
-    """What the strongest attack did, in a sentence or two."""
-    attacked = audit.strongest
-    answers = set(attacked.records.clean.argmax(dim=1).tolist())
-    if len(answers) == 1 < len(attacked.records):
+    """What the attacks did at worst to each image whose label they kept, and what they did else."""
+    worst = audit.worst
+    r = worst.records
+    if len(set(r.clean.argmax(dim=1).tolist())) == 1 < len(r):
         return (
             "The model gives every clean image the same class: it has collapsed, or the data holds one "
             "class alone. What follows says nothing about robustness."
         )
-    row = tables.row(audit.title, attacked, threshold=threshold)
-    kept = int(attacked.records.kept.sum())
-    return (
-        f"Under {attacked.name} the mean confidence falls from {row['confidence']:.2f} to "
-        f"{row['confidence_attacked']:.2f}, while {kept} of {len(attacked.records)} answers stay the "
-        f"same. Of the right answers, {row['referred_attacked']:.1%} end below a confidence of "
-        f"{threshold:g} ({row['referred']:.1%} before): each is a needless referral."
+    row = tables.row(audit.title, worst, threshold=threshold)
+    before, after = row["confidence"], row["confidence_attacked"]
+    right = int(r.correct.sum())
+    needless = int(((r.attacked.amax(dim=1) < threshold) & r.correct).sum())
+    return " ".join(
+        (
+            f"In {worst.name} over all attacks, the label kept, {_moved(before, after)}. Of the {right} right "
+            f"answers, {needless} ({row['referred_attacked']:.1%}) end below a confidence of {threshold:g} "
+            f"({row['referred']:.1%} before): each is a needless referral.",
+            *(told for part in audit.attacked if (told := _beside(part))),
+        )
     )
+
+
+def _beside(part: Attacked) -> str:
+    """What an attack did that the worst case does not show: labels lost, a confidence raised."""
+    r, name = part.records, plain(part.name, width=WIDTH)
+    lost = int((~r.kept).sum())
+    before, after = (float(probs.amax(dim=1).double().mean()) for probs in (r.clean, r.attacked))
+    if lost:
+        return f"{name} changes {lost} of {len(r)} answers, which are lost, not referred."
+    return f"Under {name} {_moved(before, after)}." if after > before else ""
+
+
+def _moved(before: float, after: float) -> str:
+    """The way from one mean confidence to the other, in words that follow the numbers."""
+    shown = f"{before:.2f}", f"{after:.2f}"
+    if shown[0] == shown[1]:
+        return f"the mean confidence stays at {shown[0]}"
+    return f"the mean confidence {'falls' if after < before else 'rises'} from {shown[0]} to {shown[1]}"
 
 
 def pictures(audit: Audit) -> list[dict[str, str]]:
     """The figures as data URIs, with captions."""
-    attacked = audit.strongest
+    worst = audit.worst
     shown: list[tuple[figures.Display, str]] = [
         (
-            figures.ConfidenceHistogram(attacked.records, attacked.name),
-            f"Confidence of right and wrong answers before and after {attacked.name}.",
+            figures.ConfidenceHistogram(worst.records, worst.name),
+            f"Confidence of right and wrong answers before, and in {worst.name} over all attacks.",
         ),
         (
-            figures.ReliabilityDiagram(attacked.records, attacked.name),
+            figures.ReliabilityDiagram(worst.records, worst.name),
             "Reliability: accuracy against confidence in 15 bins; a dot's area is its share of the "
             "images, the line its distance from perfect calibration.",
         ),
@@ -119,12 +153,8 @@ def pictures(audit: Audit) -> list[dict[str, str]]:
             "One image, and how each attack changes it, on one colour scale; the number is the confidence.",
         ),
     ]
-    return [{"uri": _svg(display), "caption": caption} for display, caption in shown]
+    return [{"uri": _uri(figures.svg(display)), "caption": caption} for display, caption in shown]
 
 
-def _svg(display: figures.Display) -> str:
-    stream = io.BytesIO()
-    # a fixed salt: the same numbers give the same bytes
-    with mpl.rc_context({"svg.hashsalt": "poise", "font.size": 9, "axes.titlesize": 9}):
-        display.plot().savefig(stream, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+def _uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()

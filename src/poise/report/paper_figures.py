@@ -19,6 +19,7 @@ from torch import Tensor
 from poise import store
 from poise.checks import InputError, check_number
 from poise.records import Records
+from poise.report.escaping import label
 from poise.report.figures import INK, RIGHT, STAGES, WRONG, ConfidenceHistogram, Display, bare, bars, svg
 
 Trace: TypeAlias = Float[Tensor, "t k"]  # one image's probabilities at every point of a walk
@@ -81,9 +82,9 @@ class ConfidenceGrid:
             for ax, stage in zip(pair, STAGES, strict=True):
                 bars(ax, frame.filter(defense=name, stage=stage))
                 bare(ax)
-            pair[0].set_ylabel(name)
+            pair[0].set_ylabel(label(name))
             pair[0].legend(loc="upper left", frameon=False)
-        for ax, title in zip(axes[0], ("before", f"after {self.attack}"), strict=True):
+        for ax, title in zip(axes[0], ("before", f"after {label(self.attack)}"), strict=True):
             ax.set(title=title, xlim=(0, 1))
         for ax in axes[-1]:
             ax.set_xlabel("confidence (MSP)")
@@ -135,11 +136,11 @@ class ProbabilityTrace:
             top = [colors.get(j, REST) for j in trace.argmax(dim=1).tolist()]
             ax.scatter(steps, [-0.06] * len(trace), c=top, marker="s", s=9, linewidths=0)
             unrest = f"top class changes {oscillations(trace)}×\nconfidence regained {regained(trace):.2f}"
-            ax.set(title=f"{name}\n{unrest}", xlabel="step", ylim=(-0.1, 1.03))
+            ax.set(title=f"{label(name)}\n{unrest}", xlabel="step", ylim=(-0.1, 1.03))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             bare(ax)
         axes[0].set_ylabel("probability")
-        named = {self.classes[j]: color for j, color in colors.items()}
+        named = {label(self.classes[j]): color for j, color in colors.items()}
         if len(colors) < len(self.classes):
             named["others"] = REST
         handles = [axes[0].plot([], [], color=color)[0] for color in named.values()]
@@ -196,7 +197,7 @@ class ClassConfidence:
             part = frame.filter(predicted=name)
             _strip(ax, place, part)
             above = int(part["above"].sum())
-            labels.append(f"{name}\n{above} above\n{len(part) - above} below")
+            labels.append(f"{label(name, width=16)}\n{above} above\n{len(part) - above} below")
         ax.set_xticks(range(len(labels)), labels)
         ax.tick_params(axis="x", length=0)
         ax.set(xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.03))

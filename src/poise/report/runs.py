@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from poise import store
 from poise.checks import InputError
 from poise.records import Records
+from poise.report.escaping import WIDTH, plain
 from poise.report.reading import records_of, versions_apart
+from poise.shapes import per_image
+
+WORST = "each image's worst case"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +39,31 @@ class Audit:
     attacked: tuple[Attacked, ...]
 
     @property
-    def strongest(self) -> Attacked:
-        """The attack that leaves the lowest mean confidence among those that keep every label.
+    def worst(self) -> Attacked:
+        """Each image's worst case: of the points that kept its label, that of the least confidence.
 
-        Where none does, among those that keep the most.
+        The image itself takes part, so that no confidence is above the clean one.
         """
-        return min(
-            self.attacked,
-            key=lambda a: (
-                -float(a.records.kept.double().mean()),
-                float(a.records.attacked.max(dim=1).values.double().mean()),
-            ),
-        )
+        first = self.attacked[0].records
+        still = {"linf": 0.0, "l2": 0.0, "wasserstein": 0.0, "ssim": 1.0}
+        still_there = {name: torch.full_like(getattr(first, name), v) for name, v in still.items()}
+        found = replace(first, attacked=first.clean, x_adv=first.x, **still_there)
+        for part in self.attacked:
+            found = _lower(found, part.records)
+        seconds = sum(part.seconds for part in self.attacked)
+        return Attacked(WORST, "; ".join(part.attack for part in self.attacked), seconds, found)
+
+
+def _lower(found: Records, new: Records) -> Records:
+    """Image by image the new point, where it kept the label at less confidence than the one found."""
+    better = new.kept & (new.attacked.amax(dim=1) < found.attacked.amax(dim=1))
+    shown = per_image(better[: len(new.x_adv)])
+    chosen: dict[str, torch.Tensor] = {"x_adv": torch.where(shown, new.x_adv, found.x_adv)}
+    for field in fields(Records):
+        if field.name not in ("y", "clean", "x", "x_adv"):
+            old, other = getattr(found, field.name), getattr(new, field.name)
+            chosen[field.name] = torch.where(better[:, None] if old.ndim == 2 else better, other, old)
+    return replace(found, **chosen)
 
 
 def read(folder: str | Path) -> Audit:
@@ -70,9 +90,61 @@ def read(folder: str | Path) -> Audit:
     parts_of_name = (job["model"], job["defense"], job.get("recalibration"))
     title = " ".join(name for name in parts_of_name if name)
     return Audit(
-        f"{title} on {job['data']}",
+        plain(f"{title} on {job['data']}", width=WIDTH),
         content,
         tuple(
             Attacked(name, told["job"]["attack"], told["seconds"], r) for name, (told, r) in found.items()
         ),
     )
+
+
+def read_all(folders: Iterable[str | Path]) -> list[Audit]:
+    """The audits in several run folders, told apart; a folder named twice is read once."""
+    distinct = {Path(folder).resolve(): folder for folder in folders}
+    return told_apart([read(folder) for folder in distinct.values()])
+
+
+def told_apart(audits: Sequence[Audit]) -> list[Audit]:
+    """The audits, each of several with one title named by what tells it from the others too.
+
+    That is its budget and other options of its attacks, seed, weights, images or data; a number
+    where nothing does.
+    """
+    titles = [audit.title for audit in audits]
+    shown = list(audits)
+    for title in {title for title in titles if titles.count(title) > 1}:
+        alike = [i for i, other in enumerate(titles) if other == title]
+        told = _differences([audits[i] for i in alike])
+        for number, (i, words) in enumerate(zip(alike, told, strict=True), start=1):
+            words = words if told.count(words) == 1 else [*words, f"run {number}"]
+            shown[i] = replace(audits[i], title=f"{title}, {', '.join(words)}")
+    return shown if len({audit.title for audit in shown}) == len(shown) else told_apart(shown)
+
+
+def _differences(audits: Sequence[Audit]) -> list[list[str]]:
+    """For each of the audits, the facts in which they are not all alike, in words."""
+    common = set.intersection(*({part.name for part in audit.attacked} for audit in audits))
+    facts = [_facts(audit, common) for audit in audits]
+    names = dict.fromkeys(name for known in facts for name in known)
+    differ = [name for name in names if len({known.get(name) for known in facts}) > 1]
+    return [[f"{name} {known.get(name, 'none')}" for name in differ] for known in facts]
+
+
+def _facts(audit: Audit, attacks: set[str]) -> dict[str, str]:
+    """What may tell an audit from another of the same title; of the attacks' options those of these."""
+    job, options = audit.content["job"], dict[str, set[str]]()
+    for part in audit.attacked:
+        if part.name in attacks:
+            for name, value in re.findall(r"(\w+)=([^=,()]+)[,)]", part.attack):
+                options.setdefault(name, set()).add(_number(value))
+    named = {"weights": "weights", "seed": "seed", "n": "images", "data": "fingerprint"}
+    found = {name: " and ".join(sorted(values)) for name, values in sorted(options.items())}
+    found |= {name: str(job[key])[:8] for name, key in named.items() if job.get(key) is not None}
+    return found | {"held out": str(job["held_out"])[:8]} if job.get("held_out") else found
+
+
+def _number(text: str) -> str:
+    try:
+        return f"{float(text):.6g}"
+    except ValueError:
+        return plain(text, width=WIDTH)

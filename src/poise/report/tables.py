@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from poise import metrics
-from poise.report.runs import Attacked, Audit
+from poise.report import escaping
+from poise.report.runs import Attacked, Audit, told_apart
 
 COLUMNS = {  # of the printed table: its heading and how a number is written
     "confidence": ("confidence", "{:.3f}"),
@@ -23,13 +24,16 @@ HEADING = ["model", "attack", *(heading for heading, _ in COLUMNS.values())]
 
 
 def summary(audits: Sequence[Audit], *, threshold: float = 0.5) -> pl.DataFrame:
-    """One row a model and attack, before and after.
+    """One row an audit and attack, before and after; audits of one title are told apart in it.
 
-    `referred` is the share of right answers whose confidence is under the threshold: each would be
-    sent to a person for nothing. NaN where no answer is right.
+    `referred` is the share of right answers that keep their label at a confidence under the
+    threshold: each would be sent to a person for nothing. NaN where no answer is right. `lost` is the
+    number of answers, right or wrong, that the attack changes.
     """
     rows = [
-        row(audit.title, attacked, threshold=threshold) for audit in audits for attacked in audit.attacked
+        row(audit.title, attacked, threshold=threshold)
+        for audit in told_apart(audits)
+        for attacked in audit.attacked
     ]
     return pl.DataFrame(rows)
 
@@ -38,9 +42,10 @@ def row(title: str, attacked: Attacked, *, threshold: float) -> dict[str, str | 
     """One row of `summary`."""
     r = attacked.records
     right = r.correct
-    values: dict[str, str | int | float] = {"model": title, "attack": attacked.name, "images": len(r)}
+    name = escaping.plain(attacked.name, width=escaping.WIDTH)
+    values: dict[str, str | int | float] = {"model": title, "attack": name, "images": len(r)}
     for suffix, probs in (("", r.clean), ("_attacked", r.attacked)):
-        unsure = probs.max(dim=1).values < threshold
+        unsure = (probs.max(dim=1).values < threshold) & (probs.argmax(dim=1) == r.clean.argmax(dim=1))
         values |= {
             f"confidence{suffix}": metrics.confidence(probs),
             f"ece{suffix}": metrics.ece(probs, r.y),
@@ -49,6 +54,7 @@ def row(title: str, attacked: Attacked, *, threshold: float) -> dict[str, str | 
         }
     return values | {
         "label_kept": metrics.label_kept(r.clean, r.attacked),
+        "lost": int((~r.kept).sum()),
         "delta_w": float(r.wasserstein.double().mean()),
         "ssim": float(r.ssim.double().mean()),
         "seconds": attacked.seconds,
@@ -80,16 +86,15 @@ def _numbers(values: Mapping[str, float | None]) -> list[str]:
 def markdown(frame: pl.DataFrame) -> str:
     """The table in Markdown."""
     rule = ["---" if i < 2 else "---:" for i in range(len(HEADING))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (HEADING, rule, *cells(frame)))
+    lines = (HEADING, rule, *(map(escaping.markdown, line) for line in cells(frame)))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(frame: pl.DataFrame) -> str:
     """The table in LaTeX, for the booktabs package."""
-    symbols = {"Δ": r"$\Delta$", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#"}
 
     def line(texts: Sequence[str]) -> str:
-        escaped = ("".join(symbols.get(letter, letter) for letter in text) for text in texts)
-        return " & ".join(escaped) + r" \\" + "\n"
+        return " & ".join(map(escaping.latex, texts)) + r" \\" + "\n"
 
     return (
         f"\\begin{{tabular}}{{ll{'r' * len(COLUMNS)}}}\n\\toprule\n{line(HEADING)}\\midrule\n"

@@ -1,0 +1,79 @@
+"""Names as other people wrote them, made fit for a line, Markdown, LaTeX and figures."""
+
+from __future__ import annotations
+
+import re
+
+WIDTH = 80  # letters that tables show of a name
+_ENTITIES = {ord(letter): f"&#{ord(letter)};" for letter in "\\`*[]<>|~$&#{}"}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "[": "{[}",  # \\ before it would take it for its own argument, and * likewise
+    "]": "{]}",
+    "*": "{*}",
+    "Δ": r"$\Delta$",
+    "±": r"$\pm$",
+    **{letter: f"\\{letter}" for letter in "{}$&%#_"},
+}
+
+
+def plain(text: str, *, width: int | None = None) -> str:
+    r"""The text on one line: what cannot be printed is spelt out, the middle of a long one left out.
+
+    Line ends, terminal codes, marks that turn the direction of writing and bytes that are no text.
+
+    >>> plain("a\nb\x1b[31m"), plain("abcdefghij", width=7)
+    ('a\\nb\\x1b[31m', 'abcd…ij')
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    if width is None or len(shown) <= width:
+        return shown
+    tail = (width - 1) // 3
+    return f"{shown[: width - 1 - tail]}…{shown[len(shown) - tail :]}"
+
+
+def markdown(text: str) -> str:
+    """The text as Markdown that shows it letter by letter, fit for a table's cell.
+
+    Entities, since not every dialect takes a backslash before every letter.
+
+    >>> markdown("a|b <i> c_d _e_")
+    'a&#124;b &#60;i&#62; c_d &#95;e&#95;'
+    """
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", plain(text).translate(_ENTITIES))
+
+
+def code(text: str) -> str:
+    """The text as a code span of Markdown, whatever backticks it holds.
+
+    >>> code("a"), code("`a` b")
+    ('`a`', '`` `a` b ``')
+    """
+    shown = plain(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"
+
+
+def latex(text: str) -> str:
+    r"""The text as LaTeX that shows it letter by letter.
+
+    >>> latex(r"\input{a_b} 5 %")
+    '\\textbackslash{}input\\{a\\_b\\} 5 \\%'
+    """
+    return "".join(_TEX.get(letter, letter) for letter in plain(text)).replace("--", "-{}-")
+
+
+def label(text: str, *, width: int = 32) -> str:
+    """The text as matplotlib shows it letter by letter: no formula, and in legends too.
+
+    >>> label("$x$")
+    '\\\\$x\\\\$'
+    """
+    shown = plain(text, width=width).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown  # what begins with _ is left out of legends
