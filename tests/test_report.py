@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -10,7 +11,7 @@ import torch
 import poise
 from poise.records import Records
 from poise.report import figures, html, latex, markdown, summary, tables
-from poise.report.runs import Attacked, Audit
+from poise.report.runs import Attacked, Audit, told_apart
 
 
 def softmax(seed, n, k=4, scale=3.0):
@@ -66,9 +67,94 @@ def test_summary_holds_what_the_metrics_say(two):
     )
 
 
-def test_the_strongest_attack_keeps_labels_before_it_lowers_confidence(two):
-    lower = records(attacked=torch.full((40, 4), 0.25))  # lower still, but labels are lost to ties
-    assert audit(pgd=lower, confsmooth=two.attacked[1].records).strongest.name == "confsmooth"
+def of(probs):
+    """Records of right answers 0, .8 sure, attacked to these, and of a wrong answer 1 that stays."""
+    n = len(probs) + 1
+    clean = torch.tensor([*[[0.8, 0.1, 0.1]] * len(probs), [0.1, 0.8, 0.1]])
+    flat = [torch.zeros(n)] * 4
+    x = torch.zeros(n, 1, 8, 8)
+    return Records(torch.zeros(n).long(), clean, torch.tensor([*probs, [0.1, 0.8, 0.1]]), *flat, x, x)
+
+
+def test_the_headline_is_each_images_worst_case_over_the_attacks():
+    first = of([[0.4, 0.3, 0.3], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1], [0.8, 0.1, 0.1]])  # mean .7
+    second = of([[0.8, 0.1, 0.1], [0.4, 0.3, 0.3], [0.6, 0.2, 0.2], [0.6, 0.2, 0.2]])  # mean .6
+    both = audit(adaptive=first, confsmooth=second)
+    assert both.worst.records.attacked[:, 0].tolist() == pytest.approx([0.4, 0.4, 0.6, 0.6, 0.1])
+    text = html.finding(both, threshold=0.5)
+    assert "falls from 0.80 to 0.56" in text
+    assert "Of the 4 right answers, 2 (50.0%) end below a confidence of 0.5 (0.0% before)" in text
+
+
+def test_flipped_answers_are_lost_and_no_referrals():
+    flipped = of([[0.35, 0.4, 0.25], [0.1, 0.8, 0.1], [0.4, 0.3, 0.3], [0.8, 0.1, 0.1]])
+    row = summary([audit(pgd=flipped)]).to_dicts()[0]
+    assert row["referred_attacked"] == 0.25 and row["lost"] == 2  # image 2 alone is referred
+    text = html.finding(audit(pgd=flipped), threshold=0.5)
+    assert "1 (25.0%)" in text and "pgd changes 2 of 5 answers, which are lost, not referred" in text
+
+
+def test_words_follow_the_numbers():
+    raised = of([[0.99, 0.005, 0.005]] * 4)
+    text = html.finding(audit(overconfidence=raised), threshold=0.5)
+    assert (
+        "stays at 0.80" in text
+        and "Under overconfidence the mean confidence rises from 0.80 to 0.95" in text
+    )
+
+
+def told(title="net on data", attack="Auto(eps=0.1, steps=20)", **job):
+    found = audit(title, auto=records())
+    content = {**found.content, "job": {**found.content["job"], **job}}
+    return Audit(title, content, (replace(found.attacked[0], attack=attack),))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (told(seed=0), told(seed=1), ("seed 0", "seed 1")),
+        (told(weights="abc"), told(weights="xyz"), ("weights abc", "weights xyz")),
+        (told(), told(attack="Auto(eps=0.3, steps=20)"), ("eps 0.1", "eps 0.3")),
+        (told(images=10), told(images=20), ("n 10", "n 20")),
+        (told(), told(), ("run 1", "run 2")),
+    ],
+)
+def test_audits_of_one_title_are_told_apart_by_what_differs(one, other, words):
+    titles = [found.title for found in told_apart([one, other, told("another")])]
+    assert titles == [f"net on data, {words[0]}", f"net on data, {words[1]}", "another"]
+    lines = tables.cells(summary([one, other]))
+    assert [line[1] for line in lines] == [
+        "none",
+        "auto",
+        "none",
+        "auto",
+    ]  # each with a clean row of its own
+
+
+NASTY = {
+    "script": "<script>alert(1)</script>",
+    "formula": r"$\frac{$",
+    "input": r"\input{/etc/passwd}",
+    "cells": "a | b\nc `d` [new] *e* _f_",
+    "hidden": "_\u202eabc\x1b[31m\x07",
+    "not text": "caf\udce9",
+    "long": "z" * 255,
+}
+
+
+@pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
+def test_any_name_is_shown_and_none_is_obeyed(name, tmp_path):
+    found = audit(f"{name} on {name}", **{name: records(attacked=flatter(records().clean))})
+    found.content["findings"] = [{"attack": name, "seen": name, "advice": name, "share": 1.0, "kind": "k"}]
+    page = html.write([found], summary([found]), tmp_path, threshold=0.5)
+    text = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in text and "\x1b" not in text and "\u202e" not in text
+    markdown_text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in markdown_text and "`d`" not in markdown_text and "*e*" not in markdown_text
+    rows = [line for line in markdown_text.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and {row.count("|") for row in rows} == {len(tables.HEADING) + 1}
+    tex = (tmp_path / "report.tex").read_text(encoding="utf-8")
+    assert r"\input" not in tex and r"\frac" not in tex
 
 
 def test_printed_tables_hold_one_line_without_attack_and_one_an_attack(two):
@@ -100,7 +186,7 @@ def test_the_page_is_the_same_bytes_again(two):
 def test_finding_counts_right_answers_alone(two):
     text = html.finding(two, threshold=0.6)
     row = summary([two], threshold=0.6).to_dicts()[1]
-    assert f"{row['referred_attacked']:.1%}" in text and "40 of 40 answers stay" in text
+    assert f"{row['referred_attacked']:.1%}" in text and "lost" not in text.split("pgd changes")[0]
 
 
 def test_a_collapsed_model_is_named():

@@ -130,7 +130,9 @@ def plain(text: str, *, width: int | None = None) -> str:
     >>> plain("a\nb\x1b[31m"), plain("abcdefghij", width=7)
     ('a\\nb\\x1b[31m', 'abcd…ij')
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    shown = str(text)
+    if not shown.isprintable():
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     if width is None or len(shown) <= width:
         return shown
     tail = (width - 1) // 3

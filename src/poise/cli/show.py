@@ -15,8 +15,8 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from poise.naming import plain
     from poise.report import html, read_all, summary, tables
-    from poise.report.escaping import plain
 
     check_number("threshold", threshold, 0, 1)
     audits = read_all(runs)
@@ -41,7 +41,7 @@ def show_table(lines: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from poise.report.escaping import plain
+    from poise.naming import plain
 
     heading, *rows = lines
     table = Table(*heading, box=None, pad_edge=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from poise.naming import plain
+
 WIDTH = 80  # letters that tables show of a name
 _ENTITIES = {ord(letter): f"&#{ord(letter)};" for letter in "\\`*[]<>|~$&#{}"}
 _TEX = {
@@ -21,21 +23,6 @@ _TEX = {
     "±": r"$\pm$",
     **{letter: f"\\{letter}" for letter in "{}$&%#_"},
 }
-
-
-def plain(text: str, *, width: int | None = None) -> str:
-    r"""The text on one line: what cannot be printed is spelt out, the middle of a long one left out.
-
-    Line ends, terminal codes, marks that turn the direction of writing and bytes that are no text.
-
-    >>> plain("a\nb\x1b[31m"), plain("abcdefghij", width=7)
-    ('a\\nb\\x1b[31m', 'abcd…ij')
-    """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-    if width is None or len(shown) <= width:
-        return shown
-    tail = (width - 1) // 3
-    return f"{shown[: width - 1 - tail]}…{shown[len(shown) - tail :]}"
 
 
 def markdown(text: str) -> str:
@@ -70,10 +57,13 @@ def latex(text: str) -> str:
 
 
 def label(text: str, *, width: int = 32) -> str:
-    """The text as matplotlib shows it letter by letter: no formula, and in legends too.
+    r"""The text as matplotlib shows it letter by letter: no formula, and in legends too.
 
-    >>> label("$x$")
-    '\\\\$x\\\\$'
+    >>> print(label("$x$"))
+    \$x\$
     """
     shown = plain(text, width=width).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown  # what begins with _ is left out of legends
+
+
+__all__ = ["WIDTH", "code", "label", "latex", "markdown", "plain"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from poise import store
+from poise import metrics, store
 from poise.checks import check_number
 from poise.report import figures, tables
 from poise.report.escaping import WIDTH, markdown, plain
@@ -51,9 +51,8 @@ def write(audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, thre
 def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> str:
     """The HTML page, everything inside it."""
     environment = Environment(
-        loader=PackageLoader("poise.report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("poise.report"), autoescape=True, undefined=StrictUndefined, finalize=_told
     )
-    environment.filters["plain"] = _told
     return environment.get_template("report.html").render(
         audits=[
             {
@@ -73,7 +72,7 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
 
 
 def _told(value: object) -> str:
-    """A value of job.json on one line."""
+    """What the page shows of a value: text on one line, a list's items behind one another."""
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
@@ -104,14 +103,14 @@ def finding(audit: Audit, *, threshold: float) -> str:
             "class alone. What follows says nothing about robustness."
         )
     row = tables.row(audit.title, worst, threshold=threshold)
-    before, after = row["confidence"], row["confidence_attacked"]
+    before, after = metrics.confidence(r.clean), metrics.confidence(r.attacked)
     right = int(r.correct.sum())
     needless = int(((r.attacked.amax(dim=1) < threshold) & r.correct).sum())
     return " ".join(
         (
-            f"In {worst.name} over all attacks, the label kept, {_moved(before, after)}. Of the {right} right "
-            f"answers, {needless} ({row['referred_attacked']:.1%}) end below a confidence of {threshold:g} "
-            f"({row['referred']:.1%} before): each is a needless referral.",
+            f"In {worst.name} over all attacks, the label kept, {_moved(before, after)}. Of the {right} "
+            f"right answers, {needless} ({row['referred_attacked']:.1%}) end below a confidence of "
+            f"{threshold:g} ({row['referred']:.1%} before): each is a needless referral.",
             *(told for part in audit.attacked if (told := _beside(part))),
         )
     )
@@ -121,7 +120,7 @@ def _beside(part: Attacked) -> str:
     """What an attack did that the worst case does not show: labels lost, a confidence raised."""
     r, name = part.records, plain(part.name, width=WIDTH)
     lost = int((~r.kept).sum())
-    before, after = (float(probs.amax(dim=1).double().mean()) for probs in (r.clean, r.attacked))
+    before, after = metrics.confidence(r.clean), metrics.confidence(r.attacked)
     if lost:
         return f"{name} changes {lost} of {len(r)} answers, which are lost, not referred."
     return f"Under {name} {_moved(before, after)}." if after > before else ""
