@@ -126,7 +126,7 @@ def test_every_comparison_of_every_claim_decides(paper):
     for what in CLAIMS:
         if isinstance(what.scope, Pair):
             continue
-        for _, numbers in settings.settings(paper, what.tables, what.scope):
+        for _, numbers, _ in settings.settings(paper, what.tables, what.scope):
             for case, less in ((part, less) for part in what.cases for less in part):
                 if not all(isinstance(side, Ref) and side in numbers for side in (less.low, less.high)):
                     continue

@@ -140,11 +140,35 @@ def test_scopes_and_pairs():
     def names(scope):
         return [setting.name for setting in settings.settings(cells, (), scope)]
 
-    assert names(Scope(architectures=("vit",), but=("y",))) == ["ViT-B16 on X"]
-    assert names(Pair("v", "c", ("ViT",))) == ["ViT-B16 and LeNet on X", "ViT-B16 and ResNet-50 on X"]
-    assert names(Pair("v", "c", ("ViT",), ("ResNet",))) == ["ViT-B16 and ResNet-50 on X"]
-    (only,) = settings.settings(cells, (), Pair("v", "c", ("ViT",), ("LeNet",)))
+    assert names(Scope(architectures=("vit-b16",), but=("y",))) == ["ViT-B16 on X"]
+    assert names(Pair("v", "c", ("ViT-B16",))) == ["ViT-B16 and LeNet on X", "ViT-B16 and ResNet-50 on X"]
+    assert names(Pair("v", "c", ("ViT-B16",), ("ResNet-50",))) == ["ViT-B16 and ResNet-50 on X"]
+    (only,) = settings.settings(cells, (), Pair("v", "c", ("ViT-B16",), ("LeNet",)))
     assert {ref.net: found.mean for ref, found in only.numbers.items()} == {"v": 0, "c": 1}
+
+
+def test_names_that_begin_alike_are_not_alike():
+    cells = pl.concat(frame((A, 1), architecture="ViT-B16", dataset=d) for d in ("CIFAR-10", "CIFAR-100"))
+    found = settings.settings(cells, (), Scope(datasets=("CIFAR-10",)))
+    assert [setting.name for setting in found] == ["ViT-B16 on CIFAR-10"]
+
+
+def test_a_stand_in_is_judged_in_the_place_of_what_it_stands_for_and_counted_apart():
+    lite = frame((A, 1), (B, 2), architecture="tf_efficientnet_lite0", dataset="chest")
+    stand_in = lite.with_columns(
+        of_architecture=pl.lit("EfficientNet-B0"), of_dataset=pl.lit("Chest X-ray"), own=pl.lit(value=False)
+    )
+    what = claim((Less(A, B),), scope=Scope(("EfficientNet-B0",), ("Chest X-ray",)))
+    row = judge([what], stand_in).row(0, named=True)
+    assert (row["setting"], row["of"], row["verdict"]) == (
+        "tf_efficientnet_lite0 on chest",
+        "stand-in",
+        "holds",
+    )
+    own = frame((A, 1), (B, 2), architecture="EfficientNet-B0", dataset="Chest X-ray")
+    assert judge([what], own)["of"].to_list() == ["own"]
+    assert judge([what], pl.concat([own, stand_in], how="diagonal"))["of"].to_list() == ["both"]
+    assert judge([what], lite)["verdict"].to_list() == ["not run"]  # nobody says what it stands for
 
 
 def test_frames_that_cannot_be_judged_are_refused():

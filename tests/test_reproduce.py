@@ -199,6 +199,43 @@ def test_stand_ins_go_by_their_own_name_beside_the_papers():
     assert one.train is None and one.looked != other.looked
 
 
+def test_nets_are_known_by_what_is_in_their_files(tmp_path):
+    def job(name, data="npz:a.npz"):
+        return Job(
+            setting=replace(CPU.transfer[0], weights=str(tmp_path / name), data=data),
+            defense="Vanilla",
+            seed=0,
+        )
+
+    (tmp_path / "a.pt").write_bytes(b"one")
+    (tmp_path / "b.pt").write_bytes(b"one")
+    assert job("a.pt").trained == job("b.pt").trained
+    before = job("a.pt").trained
+    (tmp_path / "a.pt").write_bytes(b"two!")
+    assert job("a.pt").trained != before
+    (tmp_path / "x.npz").write_bytes(b"images")
+    before = job("b.pt", f"npz:{tmp_path / 'x.npz'}").looked
+    (tmp_path / "x.npz").write_bytes(b"other images")
+    assert job("b.pt", f"npz:{tmp_path / 'x.npz'}").looked != before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["table3", "--scale", "full", "--weights", "ResNet-18=a.pt"],
+            "--weights names ResNet-18, and nothing takes it",
+        ),
+        (["table3", "--data", "ImageNet=npz:a.npz"], "--data names ImageNet, which has no part in table3"),
+        (["table1", "--model", "ResNet-180=timm/x"], "--model names ResNet-180"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(words, message, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["reproduce", *words, "--dry-run", "--out", str(tmp_path / "out")])
+    assert message in capsys.readouterr().err
+
+
 def test_transfer_images_are_224_pixels_wide(shared_data, tmp_path):
     """CIFAR-100's are 32, which a frozen ImageNet net was not made for (section 4.1)."""
     arrays = np.load(shared_data / "cifar100_exact_subset.npz")
@@ -287,7 +324,7 @@ def test_scattered_changes_are_a_twentieth_twenty_times_as_large():
         (["table9"], "unknown target 'table9': did you mean table"),
         (["table1", "--jobs", "2/2"], "--jobs takes i/n with i from 0 to n - 1"),
         (["table1", "--model", "LeNet"], "--model takes NAME=VALUE"),
-        (["table1", "--data", "SVHN=npz:x.npz"], "--data names SVHN, which this scale has not"),
+        (["table1", "--data", "SVHN=npz:x.npz"], "--data names SVHN, and nothing takes it here"),
         (["table1", "--root", "nowhere"], "busi is not there"),
         (["table1", "--seeds", "0"], "seeds must be a whole number of at least 1"),
     ],

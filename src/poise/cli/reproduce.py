@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,15 +61,17 @@ def reproduce(
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
-    chosen = scales.scale(scale).told(
-        seeds=seeds,
-        model=_pairs("model", model),
-        weights=_pairs("weights", weights),
-        data=_pairs("data", data),
-    )
+    named = {
+        "model": _pairs("model", model),
+        "weights": _pairs("weights", weights),
+        "data": _pairs("data", data),
+    }
+    chosen = scales.scale(scale).told(seeds=seeds, **named)
     place = Place(out, root, chosen.held)
     part, parts = _share(jobs)
-    todo = share(distinct(book.jobs_of(name, chosen, reading)), part, parts)
+    whole = distinct(book.jobs_of(name, chosen, reading))
+    _check_used(name, named, {names for job in whole for names in job.setting.published})
+    todo = share(whole, part, parts)
     if dry_run:
         _show_plan(todo, place)
         return
@@ -88,6 +90,16 @@ def reproduce(
         print(page)
     for reason in failed:
         print(f"not run: {reason}")
+
+
+def _check_used(target: str, named: Mapping[str, Mapping[str, str]], used: set[str]) -> None:
+    """Refuse a stand-in for what the target has no part of: it would change nothing."""
+    for flag, pairs in named.items():
+        if idle := [name for name in pairs if name not in used]:
+            known = ", ".join(sorted(used))
+            raise InputError(
+                f"--{flag} names {', '.join(idle)}, which has no part in {target} (it has {known})"
+            )
 
 
 def _command(target: str, scale: str, reading: str, seeds: int | None, **named: tuple[str, ...]) -> str:

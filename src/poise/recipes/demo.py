@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from poise import attacks, data, defenses
@@ -11,7 +12,10 @@ from poise.training import TrainJob, train
 
 EPS = 0.15  # of 8x8 digits: visible, and no digit turns into another to the eye
 ATTACKS = ("pgd", "dropout", "adaptive", "confsmooth", "auto")
-DEFENSES = ("vanilla", "uat-smooth")
+DEFENSES: Mapping[str, defenses.Defense] = {
+    "vanilla": defenses.vanilla(),
+    "uat-smooth": defenses.uat_smooth(eps=EPS),
+}
 
 
 def demo(out: str | Path = "demo", *, epochs: int = 60, progress: Progress = silent) -> list[Path]:
@@ -22,8 +26,7 @@ def demo(out: str | Path = "demo", *, epochs: int = 60, progress: Progress = sil
     """
     out, audits = Path(out), []
     digits = {split: data.digits(split) for split in ("train", "test")}
-    for name in DEFENSES:
-        defense = defenses.build(name, eps=EPS)
+    for name, defense in DEFENSES.items():
         job = TrainJob(data="digits", model="lenet", defense=name, epochs=epochs, lr=0.05)
         trained = out / f"train-{name}"
         train(job, digits["train"], defense, trained, progress=progress)

@@ -144,19 +144,20 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
     text += (
         "\nEach statement is judged on the cells that were run; *not run* where one that it needs is "
         "missing. *Clear*: the difference that decides exceeds the pooled standard deviation over seeds. "
-        "In the last column the verdict of the paper's own tables.\n"
+        "In the last column the verdict of the paper's own tables. A star: judged on a stand-in "
+        "(another net, other data or shorter training), which says nothing on the paper's own nets.\n"
     )
     theirs = dict(judge((*CLAIMS, *REFEREE), cells.published()).select("name", "verdict").rows())
     for title, claims in groups:
         part = frame.filter(pl.col("name").is_in([claim.name for claim in claims]))
-        counts = part["verdict"].value_counts(sort=True).rows()
-        told = ", ".join(f"{count} {verdict}" for verdict, count in counts)
         text += (
-            f"\n## {title}\n\n{told}.\n\n| claim | section | verdict | clear | numbers | in the paper |\n"
+            f"\n## {title}\n\n{_counted(part)}.\n\n"
+            "| claim | section | verdict | clear | numbers | in the paper |\n"
         )
         text += "| --- | --- | --- | --- | --- | --- |\n"
         for row in part.to_dicts():
-            verdict, clear = f"**{row['verdict']}**", row["clear"] or "-"
+            star = "*" * (row["of"] not in (None, "own"))
+            verdict, clear = f"**{row['verdict']}**{chr(92) * len(star)}{star}", row["clear"] or "-"
             line = (row["statement"], row["section"], verdict, clear, row["numbers"], theirs[row["name"]])
             text += f"| {' | '.join(entry.replace('|', chr(92) + '|') for entry in line)} |\n"
     return _put(book, "claims", text, frame)
@@ -177,7 +178,30 @@ def verdicts(book: Book, found: pl.DataFrame) -> pl.DataFrame:
     )
     parts.append(other.select(parts[0].columns[:-1]).with_columns(table=pl.lit("other")))
     parts.append(_weighed(book))
-    return judge((*CLAIMS, *REFEREE), pl.concat(parts, how="diagonal_relaxed"))
+    every = pl.concat(parts, how="diagonal_relaxed")
+    return judge((*CLAIMS, *REFEREE), every.join(_stands(book.scale), on=["architecture", "dataset"]))
+
+
+def _stands(scale: Scale) -> pl.DataFrame:
+    """What each of the scale's nets stands for, and whether it is that itself in all of its settings."""
+    rows = [(s.architecture, s.dataset, *s.published, s.faithful) for s in scale.settings()]
+    names = ["architecture", "dataset", "of_architecture", "of_dataset", "own"]
+    frame = pl.DataFrame(rows, schema=names, orient="row")
+    return frame.group_by(names[:-1], maintain_order=True).agg(pl.col("own").all())
+
+
+def _counted(judged: pl.DataFrame) -> str:
+    """How many verdicts there are of each kind, those on stand-ins apart."""
+    told = []
+    for of, words in (
+        ("own", "on the paper's own nets"),
+        ("both", "on both"),
+        ("stand-in", "on stand-ins"),
+    ):
+        counts = dict(judged.filter(of=of)["verdict"].value_counts().rows())
+        told += [f"{counts.get('holds', 0)} hold and {counts.get('fails', 0)} fail {words}"] * bool(counts)
+    idle = judged.filter(verdict="not run").height
+    return "; ".join([*told, f"{idle} not run"])
 
 
 def _weighed(book: Book) -> pl.DataFrame:
@@ -207,14 +231,13 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
     board = tables.score(frames)
     total = board.select(pl.lit("all").alias("table"), pl.exclude("table").sum())
     board = pl.concat([board, total], how="vertical_relaxed")
-    verdict = judged["verdict"].value_counts(sort=True).rows()
     text = (
         f"{book.head('Scoreboard', jobs_of('all', book.scale, book.reading))}\n"
         "*run*: cells of the paper measured in its own setting, in whatever reading (of Table 2, "
         "*unheld*); *stand-in*: by another net, other data or shorter training; *judged*: both sides have "
         "a standard deviation over seeds; *within 2 std*: of those, the difference is within two pooled "
         f"ones.\n\n{_markdown(board)}\n"
-        f"Claims: {', '.join(f'{count} {name}' for name, count in verdict)}.\n"
+        f"Claims: {_counted(judged)}.\n"
     )
     return _put(book, "scoreboard", text, board)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from poise import defenses, store
@@ -90,7 +92,9 @@ class Job:
     def trained(self) -> str:
         """The name of the net's folder: what it is, and a key of everything it depends on."""
         s = self.setting
-        train = repr(self.train) if self.train else f"{s.weights} on {s.data}"
+        train = f"{_content(s.weights)} on {_content(s.data)}"
+        if self.train:
+            train = repr(replace(self.train, weights=_content(s.weights), data=_content(s.data)))
         facts = {"job": train, "defense": repr(self.value), "train": s.train, "model": s.model}
         return f"{_slug(s.architecture, s.dataset, _split(self.defense)[0], self.seed)}-{_key(facts)}"
 
@@ -172,6 +176,24 @@ def share(jobs: Sequence[Job], part: int, parts: int) -> list[Job]:
 def distinct(jobs: Iterable[Job]) -> list[Job]:
     """The jobs without repetitions, in order."""
     return list({job.looked: job for job in jobs}.values())
+
+
+def _content(name: str | None) -> str:
+    """What tells weights or data from others: a file's bytes, a folder's files, else the name itself."""
+    prefix, _, rest = (name or "").rpartition(":")
+    path = Path(rest)
+    if path.is_file():
+        return f"{prefix}:{_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}"
+    if prefix and path.is_dir():
+        files = sorted((str(f.relative_to(path)), f.stat().st_size) for f in path.rglob("*") if f.is_file())
+        return f"{prefix}:{store.key_of({'files': files})}"
+    return name or "None"
+
+
+@cache
+def _hash(file: Path, size: int, changed: int) -> str:
+    """The file's hash, computed once while it stays as it is: a job's name is asked for often."""
+    return store.file_hash(file)
 
 
 def _slug(*words: object) -> str:

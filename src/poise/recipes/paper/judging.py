@@ -174,15 +174,17 @@ class Claim:
 def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
     """The verdict on each claim, a row each.
 
-    Columns: name, section, statement; setting, those it was judged on; verdict, 'holds', 'fails' or
-    'not run' (no setting has all the cells it needs); clear, 'clear', 'within noise' or 'spread
-    unknown' (null if not run); numbers, the figures that decided.
+    Columns: name, section, statement; setting, those it was judged on; of, whether these are the paper's
+    'own', a 'stand-in' for them, or 'both' (null if not run): a verdict on a stand-in is not one on the
+    paper's nets; verdict, 'holds', 'fails' or 'not run' (no setting has all the cells it needs); clear,
+    'clear', 'within noise' or 'spread unknown' (null if not run); numbers, the figures that decided.
 
     Args:
         claims: CLAIMS, REFEREE or others.
         cells: architecture, dataset, defense, attack, metric, mean, std, and perhaps n (the number of
-            seeds: with one, std says nothing) and table (of the paper). A mean that is null or NaN
-            was not measured.
+            seeds: with one, std says nothing), table (of the paper), of_architecture, of_dataset and own
+            (the paper's names that it stands for, and whether it is that itself; so by default). A mean
+            that is null or NaN was not measured.
 
     Raises:
         InputError: a column missing, or two different numbers for one cell.
@@ -206,7 +208,7 @@ def findings(claim: Claim, cells: pl.DataFrame) -> list[Finding]:
     ]
 
 
-COLUMNS = ("name", "section", "statement", "setting", "verdict", "clear", "numbers")
+COLUMNS = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")
 
 
 def _row(claim: Claim, cells: pl.DataFrame) -> tuple[str | None, ...]:
@@ -215,14 +217,23 @@ def _row(claim: Claim, cells: pl.DataFrame) -> tuple[str | None, ...]:
     found = [finding for part in by_setting.values() for finding in part]
     head = (claim.name, claim.section, claim.statement)
     if not found:
-        return *head, "", "not run", None, _missing(claim, there)
+        return *head, "", None, "not run", None, _missing(claim, there)
     ruling = claim.rule(found)
     run = [name for name, part in by_setting.items() if part]
     share = "" if len(run) == len(there) else f" ({len(run)} of {len(there)} settings run)"
     if lacking := len(run) * len(claim.cases) - len(found):
         share += f" ({lacking} more not run)"
     verdict = "holds" if ruling.holds else "fails"
-    return *head, "; ".join(run), verdict, ruling.clear, f"{ruling.text}{share}{_deciding(found, ruling)}"
+    kinds = {setting.stand_in for setting in there if by_setting[setting.name]}
+    of = "both" if len(kinds) > 1 else "stand-in" if True in kinds else "own"
+    return (
+        *head,
+        "; ".join(run),
+        of,
+        verdict,
+        ruling.clear,
+        f"{ruling.text}{share}{_deciding(found, ruling)}",
+    )
 
 
 def _in(claim: Claim, setting: Setting) -> list[Finding]:

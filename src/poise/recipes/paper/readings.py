@@ -37,7 +37,7 @@ def attacks_of(setting: Setting, reading: Reading) -> dict[str, Attack]:
             eps=setting.eps,
             step=setting.step,
             steps=setting.steps,
-            keep=None if paper == "PGD" else keep,
+            keep=keep if paper in ("Adaptive", "ConfSmooth") else None,  # the others end at their last
         )
         for paper, name in names.items()
     }

@@ -113,7 +113,7 @@ class Scale:
             InputError: a name that no setting has.
         """
         _known("model", model, {s.architecture for s in self.settings()})
-        _known("weights", weights, {s.architecture for s in self.settings()})
+        _known("weights", weights, {s.architecture for s in self.settings() if s.weights})
         _known("data", data, {s.dataset for s in self.settings()})
 
         def changed(s: Setting) -> Setting:
@@ -145,11 +145,10 @@ def scale(name: str) -> Scale:
 
 
 def _known(what: str, given: Mapping[str, str] | None, names: set[str]) -> None:
+    """Refuse a name that nothing at this scale would take: the value would be dropped unseen."""
     if unknown := sorted(set(given or ()) - names):
-        raise InputError(
-            f"--{what} names {', '.join(unknown)}, which this scale has not (it has "
-            f"{', '.join(sorted(names))})"
-        )
+        known = ", ".join(sorted(names))
+        raise InputError(f"--{what} names {', '.join(unknown)}, and nothing takes it here but {known}")
 
 
 TRANSFER_DATA = {

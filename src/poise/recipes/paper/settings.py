@@ -16,18 +16,30 @@ COLUMNS = ("architecture", "dataset", "defense", "attack", "metric", "mean", "st
 
 
 class Setting(NamedTuple):
-    """A name for people, and its numbers."""
+    """A name for people, its numbers, and whether they stand in for the paper's own."""
 
     name: str
     numbers: Numbers
+    stand_in: bool = False
+
+
+class Net(NamedTuple):
+    """An architecture on a data set, the paper's that it stands for, and whether it is that itself."""
+
+    architecture: str
+    dataset: str
+    of_architecture: str
+    of_dataset: str
+    own: bool
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Settings by the beginnings of their names, in any case of letters; () takes all.
+    """Settings by the paper's names, in any case of letters; () takes all.
 
-    >>> Scope(datasets=("ImageNet",)).takes("LeNet", "imagenet, 40 images")
-    True
+    >>> some = Scope(datasets=("CIFAR-10",))
+    >>> some.takes("LeNet", "cifar-10"), some.takes("LeNet", "CIFAR-100")
+    (True, False)
     >>> Scope(but=("MNIST",)).takes("LeNet", "MNIST")
     False
     """
@@ -39,9 +51,9 @@ class Scope:
     def takes(self, architecture: str, dataset: str) -> bool:
         """Whether it is one of them."""
         return (
-            (not self.architectures or _begins(architecture, self.architectures))
-            and (not self.datasets or _begins(dataset, self.datasets))
-            and not _begins(dataset, self.but)
+            (not self.architectures or _is(architecture, self.architectures))
+            and (not self.datasets or _is(dataset, self.datasets))
+            and not _is(dataset, self.but)
         )
 
 
@@ -51,7 +63,7 @@ class Pair:
 
     Args:
         first, second: their roles (`Ref.net`).
-        firsts, seconds: how the names of their architectures begin; seconds () takes all others.
+        firsts, seconds: the paper's names of their architectures; seconds () takes all others.
     """
 
     first: str
@@ -61,12 +73,12 @@ class Pair:
 
     def takes(self, architecture: str, other: str) -> bool:
         """Whether these two are such a pair."""
-        if not _begins(architecture, self.firsts) or _begins(other, self.firsts):
+        if not _is(architecture, self.firsts) or _is(other, self.firsts):
             return False
-        return not self.seconds or _begins(other, self.seconds)
+        return not self.seconds or _is(other, self.seconds)
 
 
-Nets: TypeAlias = Mapping[tuple[str, str], Numbers]
+Nets: TypeAlias = Mapping[Net, Numbers]
 
 
 def settings(cells: pl.DataFrame, tables: tuple[str, ...], scope: Scope | Pair) -> list[Setting]:
@@ -82,17 +94,22 @@ def settings(cells: pl.DataFrame, tables: tuple[str, ...], scope: Scope | Pair) 
     """
     nets = _nets(_of_tables(cells, tables))
     if isinstance(scope, Scope):
-        return [Setting(f"{a} on {d}", numbers) for (a, d), numbers in nets.items() if scope.takes(a, d)]
+        return [
+            Setting(f"{net.architecture} on {net.dataset}", numbers, not net.own)
+            for net, numbers in nets.items()
+            if scope.takes(net.of_architecture, net.of_dataset)
+        ]
     return list(_pairs(nets, scope))
 
 
 def _pairs(nets: Nets, pair: Pair) -> Iterator[Setting]:
-    for (a, data), ours in nets.items():
-        for (b, other_data), theirs in nets.items():
-            if data == other_data and pair.takes(a, b):
+    for a, ours in nets.items():
+        for b, theirs in nets.items():
+            if a.dataset == b.dataset and pair.takes(a.of_architecture, b.of_architecture):
                 numbers = {ref._replace(net=pair.first): found for ref, found in ours.items()}
                 numbers |= {ref._replace(net=pair.second): found for ref, found in theirs.items()}
-                yield Setting(f"{a} and {b} on {data}", numbers)
+                name = f"{a.architecture} and {b.architecture} on {a.dataset}"
+                yield Setting(name, numbers, not (a.own and b.own))
 
 
 def _of_tables(cells: pl.DataFrame, tables: tuple[str, ...]) -> pl.DataFrame:
@@ -103,20 +120,23 @@ def _of_tables(cells: pl.DataFrame, tables: tuple[str, ...]) -> pl.DataFrame:
     return cells.filter(pl.col("table").cast(pl.String).is_in(tables))
 
 
-def _nets(cells: pl.DataFrame) -> dict[tuple[str, str], dict[Ref, Value]]:
+def _nets(cells: pl.DataFrame) -> dict[Net, dict[Ref, Value]]:
     """The numbers of each architecture on each data set."""
-    nets: dict[tuple[str, str], dict[Ref, Value]] = {}
+    nets: dict[Net, dict[Ref, Value]] = {}
     for row in cells.iter_rows(named=True):
         mean, std = _number(row["mean"]), _number(row["std"])
         if mean is None:
             continue
         ref = Ref(row["defense"], row["attack"], row["metric"])
         found = Value(mean, None if row.get("n") == 1 else std)
-        place = (row["architecture"], row["dataset"])
+        a, d = row["architecture"], row["dataset"]
+        place = Net(
+            a, d, row.get("of_architecture") or a, row.get("of_dataset") or d, row.get("own") is not False
+        )
         before = nets.setdefault(place, {}).setdefault(ref, found)
         if before != found:
             raise InputError(
-                f"two numbers for one cell ({', '.join((*place, *ref[:3]))}): {before.mean:g} and "
+                f"two numbers for one cell ({', '.join((a, d, *ref[:3]))}): {before.mean:g} and "
                 f"{found.mean:g}; filter the cells to one reading, budget or table"
             )
     return nets
@@ -126,5 +146,5 @@ def _number(found: float | None) -> float | None:
     return None if found is None or math.isnan(found) else float(found)
 
 
-def _begins(name: str, beginnings: tuple[str, ...]) -> bool:
-    return name.casefold().startswith(tuple(b.casefold() for b in beginnings))
+def _is(name: str, names: tuple[str, ...]) -> bool:
+    return name.casefold() in map(str.casefold, names)
