@@ -154,5 +154,5 @@ def test_what_was_retrained_is_measured_again_and_leaks_and_other_data_are_refus
     with pytest.raises(store.InputError, match="other images"):
         comparison.compare([run], test, test, tmp_path / "leak", eps=0.05, steps=1)
     few = ImageSet("few", test.pixels, test.y % 2, ("a", "b"), scale=16)
-    with pytest.raises(store.InputError, match="10 classes"):
+    with pytest.raises(store.InputError, match=r"a, b\), the model in .* has 10 classes"):
         comparison.compare([run], few, held, tmp_path / "other", eps=0.05, steps=1)

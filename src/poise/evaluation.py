@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import torch
 from torch import nn
 
+from poise import labels
 from poise.attacks.descent import Attack
 from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
 from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
@@ -43,7 +44,8 @@ def evaluate(
     Args:
         model: images in [0, 1] -> logits, on the device that it is to run on. Of a dict, a tuple or a
             Hugging Face output, `logits` or the only tensor is taken.
-        batches: (x (n, c, h, w), y (n,)) pairs; what follows in a batch is left.
+        batches: (x (n, c, h, w), y (n,)) pairs; what follows in a batch is left. Where they are a data
+            set, and the model has `class_names`, labels are matched by name.
         attack: given y if it attacks against the true label, else left to the model's prediction.
         seed: of the attack's draws.
         examples: how many images to keep in the records.
@@ -56,6 +58,7 @@ def evaluate(
         InputError: no images, or images, labels, logits or attacked images that cannot be right.
     """
     check_one_answer(model)
+    batches = labels.as_in(model, batches)
     homes = _homes(model, devices)
 
     def parts() -> Iterator[Records]:
@@ -106,8 +109,8 @@ class Home:
         clean, plain = _judge(self.model, x, y)
         model = self.model if plain else LogitsAlone(self.model)
         generator = torch.Generator().manual_seed(seed)
-        labels = y if getattr(attack, "uses_labels", False) else None
-        x_adv = attack(model, x.clone(), labels, generator=generator)  # it may write into its input
+        wanted = y if getattr(attack, "uses_labels", False) else None
+        x_adv = attack(model, x.clone(), wanted, generator=generator)  # it may write into its input
         check_images(x_adv, "what the attack returned")
         if x_adv.shape != x.shape:
             raise InputError(

@@ -69,6 +69,7 @@ FLAG: Kind = ("true or false", lambda v: type(v) is bool)
 NAMES: Kind = ("a list of names, none twice", _are_names)
 SHAPE: Kind = (f"three whole numbers in [1, {SIDE}]", _is_shape)
 VERSIONS: Kind = ("versions by package", _are_versions)
+SOURCE: Kind = ("what was read", lambda v: isinstance(v, dict) and isinstance(v.get("read", {}), dict))
 FINDINGS: Kind = ("a list of findings", _are_findings)
 
 ALWAYS: Mapping[str, Kind] = {  # beside the configuration
@@ -89,6 +90,7 @@ LATER: Mapping[str, Kind] = {  # noted as the run goes on
     "collapsed": FLAG,
     "selected_epoch": COUNT,
     "k_nll": or_none(NUMBER),
+    "source": SOURCE,
 }
 _DATA: Mapping[str, Kind] = {
     "data": TEXT,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from poise.checks import InputError, check_count, check_labels, check_logits, check_number
 from poise.given import called, logits_in, pair
+from poise.labels import as_in, names_of
 from poise.modes import evaluating
 from poise.rows import Rows
 from poise.shapes import Images, Labels, Logits, Model
@@ -103,6 +104,7 @@ class Recalibrated(nn.Module):
     def __init__(self, model: nn.Module, last: nn.Module) -> None:
         super().__init__()
         self.model, self.last = model, last
+        self.class_names = names_of(model)
 
     def forward(self, x: Images) -> Logits:
         logits: Logits = self.last(self.model(x))
@@ -265,7 +267,7 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
     device = next(parameters, torch.empty(0)).device
     rows, labels = Rows("logits"), Rows("y")
     with evaluating(model), torch.no_grad():
-        for x, y in map(pair, batches):
+        for x, y in map(pair, as_in(model, batches)):
             rows.add(logits_in(called(model, x.to(device))).float())
             labels.add(y)
     if not len(rows):

@@ -22,6 +22,7 @@ def compare(
     eps: float = 0.03,
     steps: int = 20,
     confidence: float = 0.9,
+    class_map: tuple[str, ...] = (),
     images: int | None = None,
     held_out: int | None = None,
     batch_size: int = 128,
@@ -46,6 +47,8 @@ def compare(
         eps: Budget in pixels of [0, 1].
         steps: Gradient steps.
         confidence: Clean confidence to compare at.
+        class_map: What the data's classes are called in the model, DATA=MODEL ..., by its names or its
+            numbers from 0; classes of equal names are matched by themselves.
         images: Compare on so many; all by default.
         held_out: So many images of the split to fit the scales on, a third and at most 500 by default;
             they are not attacked.
@@ -57,12 +60,15 @@ def compare(
         split: Part of the data set.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
-        read: How images are brought to one shape, and which are left out.
+        read: How images are brought to one shape, and which are left out; by default as the first run's
+            training images were.
     """
     from poise import data as sets
     from poise import store
+    from poise.labels import pairs
     from poise.recipes import comparison
     from poise.recipes.audit import set_aside
+    from poise.recipes.fitting import preparation_for
     from poise.training.outcome import finished
 
     if not runs:
@@ -72,6 +78,7 @@ def compare(
     check_number("confidence", confidence, 0, 1)
     for run in runs:
         finished(run)
+    matched, read = pairs(class_map), read.over(preparation_for(str(runs[0])))
     source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
     held, source = set_aside(source, held_out, seed=seed)
     source = source.subset(images, seed=seed)
@@ -86,6 +93,7 @@ def compare(
             steps=steps,
             mean=confidence,
             seed=seed,
+            class_map=matched,
             devices=devices,
             accelerator=accelerator,
             progress=progress,

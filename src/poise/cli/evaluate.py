@@ -32,6 +32,7 @@ def evaluate(
     option: tuple[str, ...] = (),
     weights: str | None = None,
     code: str | None = None,
+    class_map: tuple[str, ...] = (),
     images: int | None = None,
     split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
@@ -64,6 +65,8 @@ def evaluate(
         weights: File of weights for a model given by name, or "pretrained" for the published ones.
         code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download: that is only
             run or fetched if it is named here.
+        class_map: What the data's classes are called in the model, DATA=MODEL ..., by its names or its
+            numbers from 0; classes of equal names are matched by themselves.
         images: Attack so many, the same share of every class; all by default.
         split: Part of the data set.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
@@ -78,10 +81,13 @@ def evaluate(
         seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
         root: Folder of downloaded data sets.
-        read: How images are brought to one shape, and which are left out.
+        read: How images are brought to one shape, and which are left out; by default as the run's training
+            images were, or as the model's own pipeline does.
     """
     from poise import data as sets
+    from poise.labels import pairs
     from poise.recipes.audit import audit, set_aside
+    from poise.recipes.fitting import preparation_for
 
     check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, steps=steps)
     check_number("threshold", threshold, 0, 1)
@@ -96,6 +102,7 @@ def evaluate(
         from poise.fast import accelerated
 
         chosen = {name: accelerated(attack, precision=fast) for name, attack in chosen.items()}
+    matched, read = pairs(class_map), read.over(preparation_for(model, weights))
     source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
     held = None
     if recalibrate is not None:
@@ -110,6 +117,7 @@ def evaluate(
             out,
             weights=weights,
             code=code,
+            class_map=matched,
             recalibrate=recalibrate,
             held_out=held,
             seed=seed,

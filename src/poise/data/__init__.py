@@ -1,7 +1,9 @@
 """Data sets: (x, y) batches of images in [0, 1], with the names of their classes."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from poise.checks import check_choice
 from poise.data.arrays import ImageSet, Split
@@ -64,12 +66,21 @@ def load(
     """
     known = name if isinstance(name, str) else ""
     kind, colon, rest = known.partition(":")
-    options = {"root": Path(root), "download": download, "preparation": preparation or AS_IT_IS}
+    preparation = preparation or AS_IT_IS
+    options = {"root": Path(root), "download": download, "preparation": preparation}
     if colon:
         whole = lookup(PREFIXES, kind, "kind of data")(rest, _checked(split, SPLITS), **options)
     else:
         whole = lookup(DATASETS, name, "data set")(split, **options)
-    return whole.subset(images, seed=seed).batched(batch_size)
+    asked: dict[str, Any] = {
+        "name": name,
+        "split": split,
+        "images": images,
+        "seed": seed,
+        "root": str(root),
+    }
+    asked["read"] = preparation.told
+    return replace(whole.subset(images, seed=seed).batched(batch_size), asked=asked)
 
 
 def _checked(split: Split, splits: tuple[str, ...]) -> Split:

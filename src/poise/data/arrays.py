@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from poise.checks import InputError, check_count, check_labels
-from poise.data.pictures import Pictures
+from poise.data.pictures import Pictures, hashed
+from poise.preparation import Preparation
 from poise.shapes import Images, Labels
 
 Split: TypeAlias = Literal["train", "test", "val"]
@@ -38,6 +39,7 @@ class ImageSet:
     batch_size: int = 128
     device: torch.device | None = None  # where batches lie; None is the CPU
     origin: Pictures | None = None  # what the pixels in memory were decoded from
+    asked: Mapping[str, Any] | None = None  # of `poise.data.load`, to have the same images again
 
     def __post_init__(self) -> None:
         check_labels(self.y, len(self.pixels))
@@ -60,6 +62,20 @@ class ImageSet:
         """(channels, height, width)."""
         _, c, h, w = self.pixels.shape
         return c, h, w
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How the images were brought to their shape; None for pixels that came as they are."""
+        pixels = self.origin or self.pixels
+        return pixels.preparation if isinstance(pixels, Pictures) else None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What `poise.data.load` was asked, with the preparation in force: these images again, as JSON."""
+        asked = dict(self.asked or {})
+        if self.preparation is not None:
+            asked["read"] = self.preparation.told
+        return asked
 
     def batches(self, order: Tensor) -> Iterator[tuple[Images, Labels]]:
         """Batches of the images with these indices, in their order."""
@@ -85,6 +101,16 @@ class ImageSet:
         """
         origin = None if self.origin is None else self.origin[chosen]
         return replace(self, pixels=self.pixels[chosen], y=self.y[chosen], origin=origin)
+
+    def relabelled(self, order: Sequence[int], classes: Sequence[str]) -> ImageSet:
+        """The same images, label i being order[i] of these classes now; see `poise.labels`.
+
+        >>> data = ImageSet("two", torch.zeros(2, 1, 1, 1, dtype=torch.uint8),
+        ...                 torch.tensor([0, 1]), ("a", "b"))
+        >>> data.relabelled((2, 0), "bca").y.tolist()
+        [2, 0]
+        """
+        return replace(self, y=torch.tensor(order, dtype=torch.int64)[self.y], classes=tuple(classes))
 
     def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
         """So many images, each class in its share to within one image, in their old order."""
@@ -134,6 +160,16 @@ class ImageSet:
                 digest.update(block.cpu().contiguous().numpy().tobytes())
         digest.update(self.y.contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def marks(self) -> Tensor:
+        """64 bits of each image's SHA-256 (n,), as it is stored: the same image anywhere has the same."""
+        pixels = self.pixels if self.origin is None else self.origin
+        if isinstance(pixels, Pictures):
+            found = list(pixels.marks())
+        else:
+            blocks = torch.split(pixels, HASHED)
+            found = [hashed(image.numpy()) for block in blocks for image in block.cpu().contiguous()]
+        return torch.tensor([int.from_bytes(mark[:8], "big", signed=True) for mark in found])
 
     def _blocks(self, parts: tuple[Tensor, ...]) -> Iterator[UInt8[Tensor, "n c h w"]]:
         if isinstance(self.pixels, Pictures):

@@ -16,14 +16,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from poise.checks import BROKEN, InputError
-from poise.preparation import Channels, Preparation
+from poise.preparation import INTERPOLATIONS, Channels, Preparation
 
 LARGEST = 89_478_485  # pixels; Pillow's limit, a quarter of a gigabyte in colour
 # no format that Pillow hands to another program (PostScript), or that holds no pixels of its own
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 DARK = 1 << 12  # 16-bit values all under a sixteenth of white: they hold 12 bits, or 8
 GREY = ("1", "L", "LA", "La", "I", "F")
-WAYS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+WAYS: dict[str, Image.Resampling] = {way: Image.Resampling[way.upper()] for way in INTERPOLATIONS}
 
 
 def opened(file: BinaryIO | Path, name: str) -> Image.Image:
@@ -95,14 +95,15 @@ def prepared(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:
         width, height = image.size
         least = min(width, height)
         sides = (int(short * width / least), int(short * height / least))
+        if by.squash:
+            sides = (short, short)
         if sides[0] * sides[1] > LARGEST:
             raise InputError(
                 f"an image of {width} x {height} pixels is too narrow to be resized: {sides[0]} x "
                 f"{sides[1]} pixels, and at most {LARGEST:,} are made; cut it first, e.g. crop={least}"
             )
-        image = centre(
-            image.resize(sides, WAYS[by.interpolation]) if sides != image.size else image, by.size
-        )
+        way = WAYS[by.interpolation or "bilinear"]
+        image = centre(image.resize(sides, way) if sides != image.size else image, by.size)
     pixels = np.asarray(image, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 

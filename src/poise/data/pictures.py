@@ -98,6 +98,10 @@ class Pictures:
     def digests(self) -> Iterator[bytes]:
         """What the pixels depend on: the preparation, then every image as it is stored."""
         yield self.preparation.recipe.encode()
+        yield from self.marks()
+
+    def marks(self) -> Iterator[bytes]:
+        """A SHA-256 of every image as it is stored."""
         with ThreadPoolExecutor(THREADS) as pool:
             for some in torch.split(self.index, 1024):
                 yield from pool.map(self.source.digest, some.tolist())

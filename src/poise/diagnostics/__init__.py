@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from poise.attacks import Attack
-from poise.diagnostics.finding import LEAST, Finding
+from poise.diagnostics.answers import answer_findings, scale_findings
+from poise.diagnostics.finding import LEAST, Finding, reported
 from poise.diagnostics.heading import gradient_free, heading
 from poise.diagnostics.judged import record_findings
 from poise.diagnostics.model import model_findings
@@ -39,7 +40,8 @@ def diagnose(
         model: images in [0, 1] -> logits, on the device of x.
         attacks: by name; each gradient attack runs once on the probe images.
         x: probe images (n, c, h, w), a few dozen; at least four for all checks of the model.
-        y: true labels (n,), for the attacks that use them.
+        y: true labels (n,), for the attacks that use them, and to see whether pixels of another scale
+            are answered better.
         records: of attacks by the same names.
         least: the share of images from which on there is a finding.
 
@@ -47,6 +49,10 @@ def diagnose(
         InputError: what an attack refuses, records without an attack or of different images.
     """
     found = model_findings(model, x, least=least)
+    first = next(iter((records or {}).values()), None)
+    answers = [] if y is None else scale_findings(model, x, y)
+    answers += [] if first is None else answer_findings(first)
+    found += reported(answers, least)
     if any(finding.kind == "probabilities" for finding in found):
         # Attacks on logits refuse such a model; those made for probabilities are right to use it.
         meant = bool(attacks) and all(

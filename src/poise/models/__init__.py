@@ -1,7 +1,7 @@
 """Models: nn.Modules from images in [0, 1] to logits, their normalisation inside."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,21 +9,27 @@ from torch import Tensor, nn
 
 from poise.checks import InputError, check_count
 from poise.given import TwoClasses
+from poise.labels import names_of
 from poise.models.certified import certified_cnn
 from poise.models.cifar_resnet import cifar_resnet20, cifar_resnet56
 from poise.models.fingerprints import fingerprint
 from poise.models.hugging_face import hugging_face
+from poise.models.hugging_face import preparation as hugging_face_preparation
 from poise.models.lenet import lenet, lenet5_advertorch
 from poise.models.normalize import Classifier, Normalize
 from poise.models.onnx_models import onnx
 from poise.models.robust_bench import robust_bench
 from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
+from poise.models.timm_models import preparation as timm_preparation
 from poise.models.timm_models import timm_model
 from poise.models.user_file import code_digest, from_file, is_code
+from poise.models.vision import preparation as vision_preparation
 from poise.models.vision import vision
-from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights
+from poise.models.weight_files import names_in
+from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights, width
 from poise.naming import lookup, nearest
+from poise.preparation import Preparation
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a model
     "lenet": lenet,
@@ -44,6 +50,11 @@ SOURCES: Mapping[str, Callable[..., nn.Module]] = {  # PREFIX/NAME: (NAME, class
     "onnx": onnx,
     "robustbench": robust_bench,
 }
+PREPARATIONS: Mapping[str, Callable[[str], Preparation | None]] = {  # of the same names
+    "torchvision": vision_preparation,
+    "timm": timm_preparation,
+    "hf": hugging_face_preparation,
+}
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx", ".npz", ".py", ".json")
 WITH_WEIGHTS = ("hf", "onnx", "robustbench")  # the name alone stands for a trained network
 
@@ -51,17 +62,19 @@ WITH_WEIGHTS = ("hf", "onnx", "robustbench")  # the name alone stands for a trai
 def load(
     name: str,
     *,
-    classes: int = 10,
+    classes: int | None = 10,
     shape: tuple[int, int, int] = (1, 28, 28),
     weights: str | Path | None = None,
     new_head: bool = False,
 ) -> nn.Module:
     """The model of that name, in evaluation mode: images in [0, 1] -> logits.
 
+    Its `class_names` are what its weights say that the logits stand for, in their order, or None.
+
     Args:
         name: one of MODELS; PREFIX/NAME with a prefix of SOURCES (torchvision/, timm/, hf/, onnx/,
             robustbench/); or FILE.py:FUNCTION, which runs that code and takes what it returns.
-        classes: how many logits.
+        classes: how many logits; None is as many as the model's own weights have (`own_classes`).
         shape: (channels, height, width) of the images.
         weights: a safetensors file, or a state dict that `torch.load(weights_only=True)` reads;
             "pretrained" for those that torchvision or timm publishes, which are then downloaded. None
@@ -72,11 +85,17 @@ def load(
     Raises:
         InputError: an unknown name, a package or file that is missing, or weights that do not fit.
     """
-    check_count("classes", classes, 2)
+    if classes is not None:
+        check_count("classes", classes, 2)
+    elif not own_classes(name, weights):
+        raise InputError(f"{name} has no number of classes of its own: name classes")
     file = None if weights in (None, "pretrained") else Path(str(weights))
+    if classes is None and file is not None:
+        classes = width(load(name, classes=2, shape=shape), file)
     state, what = dict[str, Tensor](), f"the weights in {str(file)!r}"
     _refuse_paths(str(name))
     if is_code(str(name)):
+        assert classes is not None  # the weights' if there are some
         model = from_file(name, classes=classes, shape=shape)
     elif "/" in str(name):
         prefix, _, rest = name.partition("/")
@@ -93,9 +112,38 @@ def load(
         model = build(classes=classes, shape=shape)
         if weights == "pretrained":
             raise InputError(f"{name} has no published weights: give --weights FILE")
+    named = names_of(model)
     if file is not None:
         fit(model, state or chosen(model, file, new_head=new_head), what, new_head=new_head)
-    return model.eval()
+        named = names_in(file) or named
+    return with_names(model.eval(), named)
+
+
+def preparation(name: str, weights: str | Path | None = None) -> Preparation | None:
+    """What is done to an image before the model's own published weights see it, where that is known.
+
+    >>> preparation("torchvision/resnet18", "pretrained").resize, preparation("torchvision/resnet18")
+    (256, None)
+    """
+    prefix, _, rest = name.partition("/")
+    own = PREPARATIONS.get(prefix.lower())
+    published = weights == "pretrained" or (weights is None and comes_with_weights(name))
+    return own(rest) if own is not None and published and not is_code(name) else None
+
+
+def with_names(model: nn.Module, names: Sequence[str] | None) -> nn.Module:
+    """The model, its logits standing for classes of these names; None for not known."""
+    vars(model)["class_names"] = None if names is None else tuple(names)
+    return model
+
+
+def own_classes(name: str, weights: str | Path | None = None) -> bool:
+    """Whether what is loaded by that name has a number of classes of its own.
+
+    >>> own_classes("onnx/net.onnx"), own_classes("timm/resnet18", "pretrained"), own_classes("lenet")
+    (True, True, False)
+    """
+    return weights is not None or name.partition("/")[0].lower() in ("hf", "onnx")
 
 
 def _refuse_paths(name: str) -> None:
@@ -164,6 +212,10 @@ __all__ = [
     "lenet",
     "load",
     "load_weights",
+    "names_in",
+    "own_classes",
+    "preparation",
     "read_weights",
     "stands_alone",
+    "with_names",
 ]

@@ -1,6 +1,7 @@
 """Image classifiers from the Hugging Face Hub, or from a folder in its layout."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -15,15 +16,26 @@ from poise.given import check_one_answer
 from poise.models.extras import require
 from poise.models.normalize import Classifier, Normalize, check_answers, check_colours
 from poise.models.weights import head
+from poise.preparation import INTERPOLATIONS, Preparation
 
 FLAGS = (
     "do_center_crop",
+    "do_resize",
     "do_flip_channel_order",
     "do_normalize",
     "do_rescale",
     "include_top",
     "rescale_offset",
 )
+
+
+WAYS: Mapping[Any, Any] = {  # Pillow's numbers, and timm's words
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    **{way: way for way in INTERPOLATIONS},
+}
 
 
 class Logits(nn.Module):
@@ -46,38 +58,68 @@ class Logits(nn.Module):
 def hugging_face(
     name: str,
     *,
-    classes: int = 1000,
+    classes: int | None = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
     pretrained: bool = True,
     new_head: bool = False,
 ) -> Classifier:
     """hf/NAME: a Hugging Face image classifier, from the Hub or a folder; needs the extra hf.
 
-    The normalisation and the size are those of its image processor. Code of the Hub never runs.
+    Normalisation and preparation are its image processor's. Code of the Hub never runs.
 
     Args:
         name: "owner/name" on the Hub, or the path of a folder.
-        classes: how many logits.
+        classes: how many logits; None is as many as its own.
         shape: (channels, height, width) of the images.
         pretrained: with its weights; otherwise they are random.
         new_head: another number of classes than the weights' gets a random head instead of a refusal.
     """
     transformers = require("transformers", extra="hf", what=f"hf/{name}")
     check_colours(f"hf/{name}", shape)
-    options = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
-    processor = _had(name, transformers.AutoImageProcessor.from_pretrained, name, **options)
+    options, about = _options(name), _settings(_processor(name))
+    own = _had(name, transformers.AutoConfig.from_pretrained, name, **options)
+    classes = classes or int(own.num_labels)
     if pretrained:
         net = _published(transformers, name, classes, new_head, options)
     else:
         config = _had(name, transformers.AutoConfig.from_pretrained, name, num_labels=classes, **options)
         net = _had(name, transformers.AutoModelForImageClassification.from_config, config)
     check_one_answer(net)
-    about = _settings(processor)
+    names = _names(own) if pretrained and classes == own.num_labels else None
     body = Logits(net.to(torch.float32), bgr=bool(about["do_flip_channel_order"]))
-    model = Classifier(Normalize(*normalisation(about)), body, _size(about)).eval()
+    first, size = Normalize(*normalisation(about)), _size(about)
+    model = Classifier(first, body, size, names, pipeline(about)).eval()
     if model.size != shape[1:]:
         check_answers(f"hf/{name}", model, classes, shape)
     return model
+
+
+def preparation(name: str) -> Preparation | None:
+    """What the image processor of hf/NAME does to an image before its pixels are scaled; None not known."""
+    return pipeline(_settings(_processor(name)))
+
+
+def pipeline(about: Mapping[str, Any]) -> Preparation | None:
+    """The same from its settings, where it is one of ours.
+
+    >>> pipeline({"do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2}).squash
+    True
+    """
+    resized, cut = _shape(about.get("size")), _shape(about.get("crop_size"))
+    cut = cut if about.get("do_center_crop") else None
+    way = WAYS.get(about.get("resample"), "")
+    if not about.get("do_resize"):
+        return Preparation(crop=cut[0]) if cut and cut[0] == cut[1] else None
+    if way not in INTERPOLATIONS or resized is None or resized[0] != resized[1]:
+        return None
+    (side, _), squash = resized, "height" in about["size"]
+    if (share := about.get("crop_pct")) and not squash:  # ConvNeXt and PoolFormer
+        cut, squash = cut or resized, side >= 384 and cut is None
+        side = side if squash else int(side / share)
+    size = side if cut is None else cut[0]
+    if (cut is None and not squash) or (cut and cut[0] != cut[1]) or size > side:
+        return None  # images keep their shape, or get black borders
+    return Preparation(size=size, resize=side, squash=squash or None, interpolation=way)
 
 
 def normalisation(about: dict[str, Any]) -> tuple[list[float], list[float]]:
@@ -101,6 +143,22 @@ def normalisation(about: dict[str, Any]) -> tuple[list[float], list[float]]:
         [(m + offset) / scale for m in mean],
         [s * (s if twice else 1.0) / scale for s in std],
     )
+
+
+def _options(name: str) -> dict[str, Any]:
+    return {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
+
+
+def _processor(name: str) -> Any:
+    transformers = require("transformers", extra="hf", what=f"hf/{name}")
+    return _had(name, transformers.AutoImageProcessor.from_pretrained, name, **_options(name))
+
+
+def _names(config: Any) -> tuple[str, ...] | None:
+    """The names of the labels in their order, where the configuration has one for each."""
+    told = {int(place): str(name) for place, name in (config.id2label or {}).items()}
+    whole = set(told) == set(range(config.num_labels))
+    return tuple(told[place] for place in range(config.num_labels)) if whole else None
 
 
 def _had(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -148,14 +206,20 @@ def _settings(processor: Any) -> dict[str, Any]:
         "image_std": list(timm_config["std"]),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
+        "do_resize": True,
         "do_center_crop": True,
+        "resample": timm_config["interpolation"],
+        "size": {"shortest_edge": math.floor(timm_config["input_size"][-1] / timm_config["crop_pct"])},
         "crop_size": dict(zip(("height", "width"), timm_config["input_size"][1:], strict=True)),
     }
 
 
 def _size(about: dict[str, Any]) -> tuple[int, int] | None:
     """(height, width) of what the processor hands to the network."""
-    size = about.get("crop_size") if about.get("do_center_crop") else about.get("size")
+    return _shape(about.get("crop_size") if about.get("do_center_crop") else about.get("size"))
+
+
+def _shape(size: Any) -> tuple[int, int] | None:
     if isinstance(size, int):
         return size, size
     if not isinstance(size, dict):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
 from poise.given import LogitsAlone, check_one_answer, logits_in
+from poise.preparation import Preparation
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,11 +38,21 @@ class Classifier(nn.Module):
         normalize: the first layer.
         net: normalised images -> logits.
         size: (height, width) of the images that its published weights were trained on, where known.
+        class_names: what its logits stand for, where its weights say so.
+        preparation: what its published weights' own pipeline does to an image first, where known.
     """
 
-    def __init__(self, normalize: nn.Module, net: nn.Module, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        normalize: nn.Module,
+        net: nn.Module,
+        size: tuple[int, int] | None = None,
+        class_names: Sequence[str] | None = None,
+        preparation: Preparation | None = None,
+    ) -> None:
         super().__init__()
         self.normalize, self.net, self.size = normalize, net, size
+        self.class_names, self.preparation = class_names, preparation
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(self.normalize(x))

@@ -1,5 +1,6 @@
 """Networks in ONNX files: black boxes, which tell their logits and no gradient."""
 
+import ast
 import hashlib
 import json
 import warnings
@@ -35,7 +36,7 @@ class OnnxModel(nn.Module):
         super().__init__()
         self.file, self.session = file, session
         self.digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        self.normalize = _normalisation(session)
+        self.normalize, self.class_names = _normalisation(session), _names(session)
         (given,) = session.get_inputs()
         self.name, self.kind = given.name, TYPES[given.type]
         self.shape = tuple(given.shape)
@@ -71,7 +72,7 @@ class OnnxModel(nn.Module):
 def onnx(
     name: str,
     *,
-    classes: int = 1000,
+    classes: int | None = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
     pretrained: bool = True,
     new_head: bool = False,
@@ -79,12 +80,12 @@ def onnx(
     """onnx/FILE: the network in an ONNX file, for black-box attacks alone; needs the extra onnx.
 
     It gets the pixels in [0, 1], normalised where the file's metadata has "mean" and "std", each a
-    JSON list of one number a channel. Its output is the logits, or probabilities, whose logarithms are
-    taken then.
+    JSON list of one number a channel; "class_names" there is a JSON list of what the logits stand for.
+    Its output is the logits, or probabilities, whose logarithms are taken then.
 
     Args:
         name: path of the file.
-        classes: how many logits.
+        classes: how many logits; None is as many as the file has.
         shape: (channels, height, width) of the images.
         pretrained: the file holds its weights; anything else is refused.
         new_head: refused too.
@@ -107,7 +108,7 @@ def onnx(
         raise InputError(f"{name!r} is no ONNX file that onnxruntime reads: {error}") from error
     _check_input(name, session.get_inputs(), shape)
     model = OnnxModel(str(path), session).eval()
-    if model.classes not in (None, classes):
+    if classes is not None and model.classes not in (None, classes):
         raise InputError(f"onnx/{name} has {model.classes} classes, not {classes}")
     try:
         _undo_softmax(name, model, shape)
@@ -168,3 +169,19 @@ def _normalisation(session: Any) -> nn.Module:
         raise InputError(
             f"the metadata mean and std must both be JSON lists of numbers: {error}"
         ) from error
+
+
+def _names(session: Any) -> tuple[str, ...] | None:
+    """What the logits stand for, by the metadata: a list `class_names`, or Ultralytics' `names`."""
+    about = session.get_modelmeta().custom_metadata_map
+    told = about.get("class_names") or about.get("names")
+    if told is None:
+        return None
+    try:
+        names = ast.literal_eval(told)
+        names = [names[place] for place in range(len(names))]
+        if all(isinstance(name, str) for name in names) and names:
+            return tuple(names)
+    except (KeyError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
+        pass
+    raise InputError(f"the metadata class_names must be a JSON list of names, got {told[:80]!r}")

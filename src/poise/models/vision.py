@@ -10,12 +10,13 @@ from poise.checks import InputError
 from poise.models.normalize import Classifier, Normalize, check_answers, check_colours
 from poise.models.weights import fit
 from poise.naming import known_name
+from poise.preparation import INTERPOLATIONS, Preparation
 
 
 def vision(
     name: str,
     *,
-    classes: int = 1000,
+    classes: int | None = 1000,
     shape: tuple[int, int, int] = (3, 224, 224),
     pretrained: bool = False,
     new_head: bool = False,
@@ -26,7 +27,7 @@ def vision(
 
     Args:
         name: torchvision's name.
-        classes: how many logits.
+        classes: how many logits; None is as many as those weights have.
         shape: (channels, height, width) of the images.
         pretrained: download those weights (ImageNet); otherwise they are random.
         new_head: another number of classes than 1,000 gets a random head instead of a refusal.
@@ -36,7 +37,8 @@ def vision(
     name = known_name(models.list_models(module=models), name, "torchvision model")
     check_colours(f"torchvision/{name}", shape)
     best = models.get_model_weights(name).DEFAULT
-    options = _options(name, shape)
+    options, own = _options(name, shape), list(best.meta["categories"])
+    classes = classes or len(own)
     try:
         net: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -45,10 +47,28 @@ def vision(
         state = _downloaded(name, best, options).state_dict()
         fit(net, state, f"torchvision's weights of {name}", new_head=new_head)
     asked = best.transforms()
-    model = Classifier(Normalize(asked.mean, asked.std), net, (asked.crop_size[0],) * 2).eval()
+    model = Classifier(
+        Normalize(asked.mean, asked.std),
+        net,
+        (asked.crop_size[0],) * 2,
+        own if pretrained and classes == len(own) else None,
+        preparation(name),
+    ).eval()
     if model.size != shape[1:]:
         check_answers(f"torchvision/{name}", model, classes, shape)
     return model
+
+
+def preparation(name: str) -> Preparation | None:
+    """What torchvision's own best weights want done to an image; None not known."""
+    from torchvision import models
+
+    asked = models.get_model_weights(known_name(models.list_models(module=models), name, "model")).DEFAULT
+    about = asked.transforms()
+    way = about.interpolation.value
+    if way not in INTERPOLATIONS:
+        return None
+    return Preparation(size=about.crop_size[0], resize=about.resize_size[0], interpolation=way)
 
 
 def _options(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files of weights, read without running code and without asking for more memory than they are long."""
 
+import json
 import mmap
 import re
 import zipfile
@@ -9,7 +10,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -148,3 +149,14 @@ def _check_plain(value: Tensor, what: str) -> None:
             f"{what} repeats {value.untyped_storage().nbytes()} bytes to the shape {tuple(value.shape)}: "
             "save it .contiguous()"
         )
+
+
+def names_in(file: str | Path) -> tuple[str, ...] | None:
+    """The names of the classes that a run's weights are for; None where the file does not say."""
+    try:
+        with safe_open(str(file), framework="pt") as content:
+            names = json.loads((content.metadata() or {}).get("classes", "null"))
+    except (OSError, SafetensorError, ValueError):  # no such file: whoever reads the weights will say so
+        return None
+    known = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    return tuple(names) if known else None

@@ -66,6 +66,20 @@ def chosen(model: nn.Module, file: str | Path, *, new_head: bool = False) -> dic
     return states[0]
 
 
+def width(model: nn.Module, file: str | Path) -> int:
+    """How many logits the weights in the file make, in the model's own kind of network.
+
+    Raises:
+        InputError: a missing or damaged file, or one without the model's last layer.
+    """
+    state = chosen(model, file, new_head=True)
+    theirs, (name, _) = _theirs(state, model.state_dict()), head(model)
+    last = next(plain for plain, key in unwrapped(model.state_dict()).items() if key == f"{name}.weight")
+    if last not in theirs:
+        raise InputError(f"{_named(file)} do not fit the model: missing: {last}")
+    return int(state[theirs[last]].shape[0])
+
+
 def fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_head: bool = False) -> None:
     """Put tensors into the model, or refuse with all that is missing, unexpected or of another shape."""
     check_fit(model, state, what, new_head=new_head)

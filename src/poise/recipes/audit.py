@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from poise import models, store, training
+from poise import labels, models, store, training
 from poise.attacks import Attack
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
-from poise.diagnostics import diagnose
+from poise.diagnostics import Finding, diagnose
 from poise.evaluation import choose_devices, evaluate
 from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.recipes.estimate import Estimate, estimate
+from poise.recipes.fitting import check_shape, fit_findings, fitted
 from poise.recipes.timed import Timed
 from poise.report import read
-from poise.training.outcome import finished
+from poise.training.outcome import finished, seen_by
 
 PROBE = 16  # images on which every attack is run once more, watched
 EXAMPLES = 8  # images kept for pictures
@@ -38,6 +39,7 @@ def audit(
     *,
     weights: str | Path | None = None,
     code: str | None = None,
+    class_map: labels.Given | None = None,
     recalibrate: str | None = None,
     held_out: ImageSet | None = None,
     seed: int = 0,
@@ -59,6 +61,8 @@ def audit(
         out: the run folder.
         weights: a file of weights, for a model given by name.
         code: the model's name once more, for a run whose model is code or a download; see `poise.load`.
+        class_map: the model's class, by its name or number, for some of the data's; the others are
+            matched by name (`poise.labels`).
         recalibrate: one of RECALIBRATIONS, fitted first on `held_out`; the attacks see the result.
         held_out: images that are not in `data`.
         seed: of the attacks' draws.
@@ -75,7 +79,11 @@ def audit(
     """
     folder = Path(out)
     _check_names(attacks)
-    net, facts = _model(model, data, weights, code)
+    net, facts = _model(model, data, weights, code, class_map)
+    data, matched = fitted(net, data, given=class_map, who=model)
+    if held_out is not None:
+        held_out, _ = fitted(net, held_out, given=class_map, who=model)
+    seen = seen_by(Path(weights or f"{model}/model.safetensors").expanduser())
     homes = choose_devices(net, devices=devices, accelerator=accelerator)
     net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
     if recalibrate is not None:
@@ -89,9 +97,12 @@ def audit(
         "images": len(data),
         "fingerprint": data.fingerprint(),
         "classes": list(data.classes),
+        **matched,
         "seed": seed,
     }
     store.open_run(folder, job, device=homes[0])
+    if "source" not in store.read_job(folder):
+        store.note(folder, source=data.told)
     if isinstance(net, Recalibrated):
         with store.writing(folder):
             store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
@@ -113,7 +124,8 @@ def audit(
         else:
             progress(name, len(data), len(data), "done before")
     if probe and (left or not {*attacks} <= {*store.read_job(folder).get("diagnosed", [])}):
-        _diagnose(net, data, attacks, folder, probe)
+        fits = fit_findings(net, data, class_map=matched.get("class_map"), seen=seen, held_out=held_out)
+        _diagnose(net, data, attacks, folder, probe, fits)
     return folder
 
 
@@ -173,7 +185,12 @@ def _check_names(attacks: Mapping[str, Attack]) -> None:
 
 
 def _diagnose(
-    net: nn.Module, data: ImageSet, attacks: Mapping[str, Attack], folder: Path, probe: int
+    net: nn.Module,
+    data: ImageSet,
+    attacks: Mapping[str, Attack],
+    folder: Path,
+    probe: int,
+    fits: Sequence[Finding],
 ) -> None:
     """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
     device = next(net.parameters(), torch.empty(0)).device
@@ -183,7 +200,7 @@ def _diagnose(
     others = [f for f in before.get("findings", []) if f["attack"] and f["attack"] not in attacks]
     diagnosed = sorted({*before.get("diagnosed", []), *attacks})
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
-    found = diagnose(net, plain, x.to(device), y, records=records)
+    found = [*fits, *diagnose(net, plain, x.to(device), y, records=records)]
     findings = others + [asdict(finding) for finding in found]
     store.note(folder, findings=findings, diagnosed=diagnosed)
 
@@ -196,18 +213,12 @@ def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Rec
     return model.to(next(net.parameters(), torch.empty(0)).device)
 
 
-def check_fits(run: str | Path, job: Mapping[str, Any], data: ImageSet) -> None:
-    """Refuse data of another shape or number of classes than the run was trained on."""
-    if [tuple(job["shape"]), len(job["classes"])] != [data.shape, len(data.classes)]:
-        raise InputError(
-            f"the model in {str(run)!r} takes {job['shape']} images of {len(job['classes'])} classes, "
-            f"{data.name} has {list(data.shape)} images of {len(data.classes)} classes: "
-            "name data of the kind that it was trained on"
-        )
-
-
 def _model(
-    model: str, data: ImageSet, weights: str | Path | None, code: str | None
+    model: str,
+    data: ImageSet,
+    weights: str | Path | None,
+    code: str | None,
+    class_map: labels.Given | None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and the facts that tell it from every other."""
     if Path(model).expanduser().is_dir():
@@ -220,7 +231,10 @@ def _model(
             f"{model} comes without weights: train it (`poise train --model {model} ... --out RUN`) and "
             "name the run folder as --model, or give --weights FILE"
         )
-    net = models.load(model, classes=len(data.classes), shape=data.shape, weights=weights)
+    known = weights is None or weights == "pretrained" or class_map or models.names_in(weights)
+    own = known and models.own_classes(model, weights)  # which may be more than the data's
+    classes = None if own else len(data.classes)
+    net = models.load(model, classes=classes, shape=data.shape, weights=weights)
     return net, {"model": model, "defense": None, "weights": models.fingerprint(net)} | _code(model)
 
 
@@ -231,7 +245,7 @@ def _trained(
         raise InputError("--weights goes with a model's name, and --model is a run folder")
     content, file = finished(run)
     job = content["job"]
-    check_fits(run, job, data)
+    check_shape(run, job, data)
     net, name = training.load(run, code=code), job["model"]
     facts = {"model": name, "defense": job["defense"], "weights": store.file_hash(file)}
     if "/" in name or models.is_code(name):  # what is beside the weights may have changed

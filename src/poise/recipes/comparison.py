@@ -17,9 +17,10 @@ from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import Devices, choose_devices, evaluate
 from poise.job_file import FLAG, NUMBER, NUMBERS, check_fields, or_none, read_json
+from poise.labels import Given, in_order_of
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
-from poise.recipes.audit import check_fits
+from poise.recipes.fitting import check_shape
 from poise.shapes import Images, Labels
 from poise.training.outcome import finished, model_of
 
@@ -157,6 +158,7 @@ def compare(
     steps: int = 20,
     mean: float = 0.9,
     seed: int = 0,
+    class_map: Given | None = None,
     devices: int | None = None,
     accelerator: str = "auto",
     progress: Progress = silent,
@@ -165,7 +167,7 @@ def compare(
 
     Columns: defense, defense_value (its whole configuration), model, epochs, seed, run (the folder's
     name), seconds of training, and those of `Honest`. `code` names the models once more that are code or
-    downloads; see `poise.load`.
+    downloads; see `poise.load`. Labels are matched by name, and by `class_map` (`poise.labels`).
 
     Raises:
         InputError: a run that has not finished or is of other data, or no held-out images.
@@ -180,6 +182,7 @@ def compare(
         "seed": seed,
         "attacks": {name: repr(attack) for name, attack in _attacks(eps, steps).items()},
     }
+    job |= {"class_map": dict(class_map)} if class_map else {}
     if job["data"] == job["validation"]:
         raise InputError("the scales must be fitted on other images than those compared on")
     folder, rows = store.open_run(Path(out), job), []
@@ -187,7 +190,12 @@ def compare(
         progress("compare", done, len(runs), Path(run).name)
         content, weights = finished(run)
         facts = content["job"]
-        check_fits(run, facts, data)
+        check_shape(run, facts, data)
+        classes, who = facts["classes"], f"the model in {str(run)!r}"
+        sets = [
+            in_order_of(part, classes, outputs=len(classes), given=class_map, who=who)
+            for part in (data, validation)
+        ]
         name = model_of(run, facts, code)
         source = f"-{models.code_digest(name)}" if models.is_code(name) else ""
         file = folder / f"{content['key']}-{store.file_hash(weights)}{source}.json"
@@ -196,8 +204,7 @@ def compare(
             homes = choose_devices(net, devices=devices, accelerator=accelerator)
             numbers = honest(
                 net.to(homes[0]),
-                data,
-                validation,
+                *sets,
                 eps=eps,
                 steps=steps,
                 mean=mean,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from poise import models, store
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.modes import evaluating
+from poise.preparation import Preparation
 from poise.recalibration import logits_of, temperature
 from poise.training import checkpoint, selection
 from poise.training.budget import budget
@@ -65,9 +68,13 @@ def finish(run: Run) -> nn.Module:
         if len(run.validation):
             facts["k_nll"] = _scale(run)
         seconds = sum(row["seconds"] for row in run.rows)
-        facts |= {"seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
-        content = store.tensor_bytes(run.net.state_dict())
-        store.leave(run.folder, {"model.safetensors": content}, **facts)
+        facts |= {"source": run.data.told, "seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
+        names = {"classes": json.dumps(run.data.classes)}
+        files = {
+            "seen.safetensors": store.tensor_bytes({"images": _seen(run)}),
+            "model.safetensors": store.tensor_bytes(run.net.state_dict(), names),
+        }
+        store.leave(run.folder, files, **facts)
         checkpoint.remove(run.folder)
     run.fabric.barrier()
     return run.net
@@ -90,12 +97,39 @@ def load(run: str | Path, *, code: str | None = None) -> nn.Module:
     if code not in (None, name):
         raise InputError(f"the model in {str(run)!r} is {name!r} and not {code!r}: leave code away")
     channels, height, width = job["shape"]
-    return models.load(
+    net = models.load(
         name,
         classes=len(job["classes"]),
         shape=(channels, height, width),
         weights=weights,
     )
+    vars(net).update(preparation=preparation_in(content), size=(height, width))
+    return models.with_names(net, job["classes"])
+
+
+def preparation_in(content: Mapping[str, Any]) -> Preparation | None:
+    """How a run's images were brought to their shape, by its job.json; None if they came as they are.
+
+    Raises:
+        InputError: job.json was changed to something that is no preparation.
+    """
+    told = dict(content.get("source", {}).get("read", {}))
+    height, width = content["job"]["shape"][1:]
+    if "channels" not in told:  # of images in files alone
+        return None
+    try:
+        own = Preparation(**told).pixels
+    except TypeError as error:
+        raise InputError(
+            f"the run's job.json is damaged: source.read is no preparation ({error})"
+        ) from error
+    return own if own.size or own.crop or height != width else replace(own, size=height)
+
+
+def seen_by(weights: Path) -> Tensor | None:
+    """Marks of the images that a run's weights were trained on, beside them; None where there are none."""
+    file = weights.parent / "seen.safetensors"
+    return store.read_tensors(file)[0]["images"] if file.is_file() else None
 
 
 def finished(run: str | Path) -> tuple[dict[str, Any], Path]:
@@ -140,6 +174,13 @@ def model_of(run: str | Path, job: Mapping[str, Any], named: Sequence[str] = ())
 def _parts(name: str) -> tuple[str, str]:
     """What stays of a model's name when its files lie elsewhere: its kind, and the last of the path."""
     return "code" if models.is_code(name) else name.partition("/")[0], name.rpartition("/")[2]
+
+
+def _seen(run: Run) -> Tensor:
+    """Marks of the run's images, those set aside too, and of those that its first weights have seen."""
+    before = None if run.job.weights in (None, "pretrained") else seen_by(Path(str(run.job.weights)))
+    marks = run.data.marks()
+    return marks if before is None else torch.cat([before, marks])
 
 
 def _judged(run: Run) -> dict[str, Any]:

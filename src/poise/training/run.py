@@ -76,6 +76,7 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     net = models.load(
         job.model, classes=len(data.classes), shape=data.shape, weights=job.weights, new_head=True
     ).train()
+    weights.align_head(net, data.classes)
     if job.freeze is not None:
         weights.freeze(net, job.freeze)
     net = fabric.to_device(net)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from poise import models
+from poise import labels, models
 from poise.checks import InputError
 from poise.training.job import TrainJob
 
@@ -32,6 +32,25 @@ def freeze(net: nn.Module, what: str) -> None:
         models.head(net)[1].train().requires_grad_(True)
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise InputError(f"freeze={what!r} leaves nothing to train")
+
+
+@torch.no_grad()
+def align_head(net: nn.Module, classes: Sequence[str]) -> None:
+    """Bring the rows of the head that was loaded into the order of the classes; of others, it starts anew.
+
+    A head whose classes have no names stays as it is.
+    """
+    names = labels.names_of(net)
+    if names is not None and len(names) == len(classes) and names != tuple(classes):
+        layer = models.head(net)[1]
+        try:
+            order = labels.match(classes, names, outputs=len(names))
+        except InputError:
+            getattr(layer, "reset_parameters", lambda: None)()
+        else:
+            for parameter in layer.parameters():
+                parameter.copy_(parameter[list(order)])
+    models.with_names(net, classes)
 
 
 def optimizer_of(net: nn.Module, job: TrainJob) -> torch.optim.SGD:
