@@ -102,7 +102,8 @@ def audit(
     }
     store.open_run(folder, job, device=homes[0])
     if "source" not in store.read_job(folder):
-        store.note(folder, source=data.told)
+        with store.writing(folder):
+            store.note(folder, source=data.told)
     if isinstance(net, Recalibrated):
         with store.writing(folder):
             store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
