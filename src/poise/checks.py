@@ -79,6 +79,14 @@ def check_count(name: str, value: int, low: int = 0, high: int = 2**31 - 1) -> N
         raise InputError(f"{name} must be a whole number of {bound}, got {value!r}")
 
 
+def check_text(text: str, what: str) -> None:
+    """Refuse a name that no file of results could hold: one that is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} has a name that is not UTF-8, {text!r}: rename it") from error
+
+
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a value that is not one of the choices."""
     choices = list(choices)
@@ -86,42 +94,122 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_images(x: Tensor, name: str = "x") -> None:
-    """Refuse what is not a floating NCHW batch in [0, 1] (one host synchronisation)."""
+def check_images(x: Tensor, name: str = "x", *, first: int = 0) -> None:
+    """Refuse what is not a floating NCHW batch in [0, 1] (one host synchronisation).
+
+    Refused images are named by their place, counted from `first`.
+    """
     import torch
 
     if not isinstance(x, torch.Tensor):
-        raise InputError(f"{name} must be a torch.Tensor of images, got {type(x).__name__}")
+        way = ": use torch.as_tensor(x)" if hasattr(x, "__array__") else ""
+        raise InputError(f"{name} must be a torch.Tensor of images, got {type(x).__name__}{way}")
     if not x.is_floating_point():
-        raise InputError(
-            f"{name} must be floating point in [0, 1], got {x.dtype}: use x.float() / 255 for 8-bit images"
-        )
+        raise InputError(f"{name} must be floating point in [0, 1], got {x.dtype}" + _tail(_to_unit(x)))
     if x.ndim != 4:
         raise InputError(
             f"{name} must have the four dimensions (n, channels, height, width), got shape {tuple(x.shape)}"
             + (": use x.unsqueeze(0) for one image" if x.ndim == 3 else "")
         )
+    if x.shape[3] == 3 and x.shape[1] == x.shape[2] > 3:
+        raise InputError(
+            f"{name} has shape {tuple(x.shape)}, colours last, and (n, channels, height, width) is needed: "
+            "use x.permute(0, 3, 1, 2)"
+        )
     if x.numel() == 0:
         return
     low, high = (float(v) for v in torch.aminmax(x.detach()))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise InputError(f"{name} holds NaN or infinite pixels: look at how the images were loaded")
-    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        where = places(~torch.isfinite(x.detach()).flatten(1).all(dim=1), first)
         raise InputError(
-            f"{name} must lie in [0, 1], got [{low:.4g}, {high:.4g}]: give raw pixels and put the "
-            "normalisation inside the model (poise.models.Normalize), so that eps is in pixel units"
+            f"{name} holds NaN or infinite pixels in {where}: look at how the images were loaded, or "
+            "leave these out"
         )
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        off = ((x.detach() < -TOLERANCE) | (x.detach() > 1 + TOLERANCE)).flatten(1).any(dim=1)
+        where = "" if off.all() else f" in {places(off, first)}"
+        way = _to_unit(x) if 2 * int(off.sum()) > len(x) else ""
+        raise InputError(
+            f"{name} must lie in [0, 1], got [{low:.4g}, {high:.4g}]{where}: {way}{', or ' * bool(way)}"
+            "give raw pixels and put the normalisation inside the model (poise.models.Normalize), so that "
+            "eps is in pixel units"
+        )
+
+
+def places(mask: Tensor, first: int = 0) -> str:
+    """Which images a mask holds, in words.
+
+    >>> import torch
+    >>> places(torch.tensor([False, True, True]), 64)
+    'images 65, 66'
+    """
+    found = [first + place for place in mask.nonzero()[:, 0].tolist()]
+    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+    return f"image{'s' if len(found) > 1 else ''} {', '.join(map(str, found[:10]))}{more}"
+
+
+def scale_of(low: float, high: float, *, whole: bool) -> int | None:
+    """The number that white must be, by the range of an array's values; None where that is not clear.
+
+    >>> scale_of(0, 200, whole=True), scale_of(0, 4000, whole=True), scale_of(-1, 1, whole=False)
+    (255, 65535, None)
+    """
+    levels = (255, 65535) if whole else (1, 255, 65535)
+    return next((white for white in levels if low >= 0 and high <= white), None)
+
+
+def _to_unit(x: Tensor) -> str:
+    """How such pixels become numbers in [0, 1], where that is clear."""
+    import torch
+
+    if x.is_complex() or x.numel() == 0:
+        return ""
+    if x.dtype == torch.bool:
+        return "use x.float()"
+    exact = x.detach().double()
+    low, high = (float(v) for v in exact.aminmax())
+    white = 255 if x.dtype == torch.uint8 else scale_of(low, high, whole=not x.is_floating_point())
+    if white is not None and white > 1:
+        unless = ", x.float() if it is 1" if high <= 1 else ""
+        return f"use x.float() / {white}" + (
+            "" if x.dtype == torch.uint8 else f" if white is {white}{unless}"
+        )
+    if -1 - TOLERANCE <= low < 0 and x.is_floating_point() and high <= 1 + TOLERANCE:
+        return "use (x + 1) / 2 if black is -1"
+    return "" if x.is_floating_point() else "use (x - black) / (white - black), in floating point"
 
 
 def check_labels(y: Tensor, n: int) -> None:
     """Refuse labels that are not n whole numbers."""
     import torch
 
-    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.dtype == torch.bool:
-        kind = y.dtype if isinstance(y, torch.Tensor) else type(y).__name__
-        raise InputError(f"y must be a tensor of whole-number labels (int64), got {kind}")
+    if not isinstance(y, torch.Tensor):
+        way = ": use torch.as_tensor(y)" if isinstance(y, list | tuple) or hasattr(y, "__array__") else ""
+        raise InputError(f"y must be a tensor of whole-number labels (int64), got {type(y).__name__}{way}")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(
+            f"y must be a tensor of whole-number labels (int64), got {y.dtype}" + _tail(_to_labels(y))
+        )
     if y.shape != (n,):
-        raise InputError(f"y must have one label an image, shape ({n},), got shape {tuple(y.shape)}")
+        raise InputError(
+            f"y must have one label an image, shape ({n},), got shape {tuple(y.shape)}"
+            + _tail(_to_labels(y) if len(y.shape) and len(y) == n else "")
+        )
+
+
+def _to_labels(y: Tensor) -> str:
+    """How such labels become one whole number an image, where that is clear."""
+    if y.is_complex() or y.numel() == 0:
+        return ""
+    if y.ndim == 2 and y.shape[1] > 1:
+        one_hot = bool(((y == 0) | (y == 1)).all()) and bool((y.long().sum(dim=1) == 1).all())
+        if one_hot or (y.is_floating_point() and looks_like_probabilities(y, tolerance=1e-3)):
+            return "use y.argmax(dim=1)" + ("" if one_hot else " if the likeliest class is the label")
+        return ""
+    column = "[:, 0]" if y.ndim == 2 else ""
+    if y.is_floating_point() and not bool((y == y.round()).all()):
+        return ""
+    return f"use y{column}" + (".long()" if y.is_floating_point() or y.element_size() == 1 else "")
 
 
 def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
@@ -143,8 +231,10 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
     if not logits.is_floating_point():
         raise InputError(f"the model must return floating-point logits, got {logits.dtype}")
     if not torch.isfinite(logits).all():
+        bad = ~torch.isfinite(logits).all(dim=1)
+        where = "" if bad.all() else f" for {places(bad)} of its batch"
         raise NotFiniteError(
-            "the model returned NaN or infinite logits: look at its weights and its normalisation"
+            f"the model returned NaN or infinite logits{where}: look at its weights and its normalisation"
         )
     rough = logits.element_size() < 4 or logits.numel() >= TELLING  # they may have been half precision
     if looks_like_probabilities(logits, tolerance=1e-2 if rough else 1e-5):
@@ -163,7 +253,7 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
     if y is not None and (y < 0).logical_or(y >= logits.shape[1]).any():
         raise InputError(
             f"y must lie in [0, {logits.shape[1] - 1}] for a model of {logits.shape[1]} classes, "
-            f"got [{int(y.min())}, {int(y.max())}]"
+            f"got [{int(y.min())}, {int(y.max())}]{_counted_from(y, logits.shape[1])}"
         )
 
 
@@ -191,8 +281,16 @@ def check_probabilities(probs: Tensor, y: Tensor | None = None) -> None:
         if len(y) and (y < 0).logical_or(y >= probs.shape[1]).any():
             raise InputError(
                 f"y must lie in [0, {probs.shape[1] - 1}], got [{int(y.min())}, {int(y.max())}]"
+                + _counted_from(y, probs.shape[1])
             )
 
 
 def _tail(hint: str) -> str:
     return f": {hint}" if hint else ""
+
+
+def _counted_from(y: Tensor, classes: int) -> str:
+    low, high = int(y.min()), int(y.max())
+    if low < 0:
+        return ": where -1 stands for no label, leave those images out" if low == -1 else ""
+    return ": use y - 1 if they are counted from 1" if low == 1 and high == classes else ""

@@ -135,9 +135,11 @@ def _checked(
     batches: Iterable[tuple[Images, Labels]], examples: int
 ) -> Iterator[tuple[Images, Labels, int]]:
     """The batches that hold images, and how many of each to keep so that the first ones are."""
+    done = 0
     for x, y in map(pair, batches):
-        check_images(x)
+        check_images(x, first=done)
         check_labels(y, len(x))
+        done += len(x)
         if len(x):
             yield x, y, max(0, examples)
             examples -= len(x)

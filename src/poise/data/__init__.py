@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from poise.checks import check_choice
+from poise.checks import InputError, check_choice
 from poise.data.arrays import ImageSet, Split
 from poise.data.cifar import cifar10, cifar100
 from poise.data.digits import digits
-from poise.data.folders import SPLITS, folder
+from poise.data.folders import SPLITS, at_home, folder
 from poise.data.hugging_face import hugging_face
 from poise.data.imagenet import imagenet
 from poise.data.mnist import mnist
@@ -37,7 +37,7 @@ PREFIXES: Mapping[str, Callable[..., ImageSet]] = {  # (what follows the colon, 
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     split: Split = "test",
     images: int | None = None,
@@ -50,7 +50,8 @@ def load(
     """The data set of that name; iterating it gives (x, y) batches.
 
     Args:
-        name: one of DATASETS, or the user's own data: folder:PATH, npz:FILE, hf:NAME.
+        name: one of DATASETS, or the user's own data: folder:PATH, npz:FILE, hf:NAME. A path alone is
+            such a folder or file.
         split: "train", "test" or "val", where there is such a split.
         images: take so many, the same share of every class, drawn by `seed`; None takes all.
         seed: of the draw.
@@ -64,10 +65,11 @@ def load(
         InputError: an unknown name or split, a missing folder, damaged images, more images than
             there are.
     """
-    known = name if isinstance(name, str) else ""
-    kind, colon, rest = known.partition(":")
+    if isinstance(name, str | Path):
+        name = _prefixed(str(name))
+    kind, colon, rest = name.partition(":") if isinstance(name, str) else ("", "", "")
     preparation = preparation or AS_IT_IS
-    options = {"root": Path(root), "download": download, "preparation": preparation}
+    options = {"root": at_home(str(root)), "download": download, "preparation": preparation}
     if colon:
         whole = lookup(PREFIXES, kind, "kind of data")(rest, _checked(split, SPLITS), **options)
     else:
@@ -81,6 +83,28 @@ def load(
     }
     asked["read"] = preparation.told
     return replace(whole.subset(images, seed=seed).batched(batch_size), asked=asked)
+
+
+def _prefixed(name: str) -> str:
+    """The name of data; a path that is there, or can be nothing else, with the prefix of its kind.
+
+    Raises:
+        InputError: a path at which there is nothing, or no data.
+    """
+    path = at_home(name)
+    if name.partition(":")[0] in PREFIXES or name.replace("-", "_").lower() in DATASETS:
+        return name
+    if path.is_dir():
+        return f"folder:{path}"
+    file, _, column = str(path).rpartition("#")
+    if path.suffix == ".npz" or (file.endswith(".npz") and column.isdigit()):
+        return f"npz:{path}"
+    if path.exists() or {*name} & {"/", "\\"} or name.startswith("~"):
+        raise InputError(
+            f"{name!r} is {'no folder and no .npz file' if path.exists() else 'not there'}: name data as "
+            "folder:PATH, with a folder of images a class, or npz:FILE"
+        )
+    return name
 
 
 def _checked(split: Split, splits: tuple[str, ...]) -> Split:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from poise.checks import InputError, check_count, check_labels
+from poise.checks import InputError, check_count, check_labels, check_text
 from poise.data.pictures import Pictures, hashed
 from poise.preparation import Preparation
 from poise.shapes import Images, Labels
@@ -43,6 +43,8 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         check_labels(self.y, len(self.pixels))
+        for text in (self.name, *self.classes):
+            check_text(text, "the data set" if text is self.name else f"a class of {self.name}")
         if twice := [name for name, n in Counter(self.classes).items() if n > 1]:
             raise InputError(f"{self.name} names two classes {twice[0]!r}: give each a name of its own")
         if len(self.y) and not (int(self.y.min()) >= 0 and int(self.y.max()) < len(self.classes)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from poise.checks import InputError
+from poise.checks import InputError, check_text
 from poise.data.arrays import ImageSet, Split
 from poise.data.decoding import opened
 from poise.data.pictures import hashed, pictures, readable
@@ -72,9 +73,14 @@ def folder(
         InputError: a folder that is not there, of another split, with no images, one class only, an
             empty class, damaged files, or images of different sizes and no size to bring them to.
     """
-    top = Path(path)
+    top = at_home(path)
     if not top.is_dir():
-        raise InputError(f"there is no folder {path!r}: name one with a folder of images a class")
+        way = (
+            f"that is a file, npz:{path}"
+            if top.suffix == ".npz" and top.is_file()
+            else ("name one with a folder of images a class")
+        )
+        raise InputError(f"there is no folder {path!r}: {way}")
     return read(top, split_folder(top, split), preparation)
 
 
@@ -101,11 +107,12 @@ def read(
             f"{str(part)!r} must hold the class folders {_listed(classes)}, and holds "
             f"{_listed(found)}: rename them, or name the folder as data of its own, folder:{top}"
         )
-    kept = keep(found, preparation.drop, repr(str(part)))
+    kept = keep(found, [composed(name) for name in preparation.drop], repr(str(part)))
     paths, labels = [], []
     walk = Walk(part.resolve())
+    there = {composed(own): own for own in folders_in(part)}
     for label, kind in enumerate(kept):
-        files = list(walk.images(part / kind))
+        files = list(walk.images(part / there.get(kind, kind)))
         paths += files
         labels += [label] * len(files)
     walk.tell()
@@ -146,20 +153,56 @@ def split_folder(top: Path, split: Split) -> Path:
 
 
 def split_folders(top: Path) -> dict[Split, Path]:
-    """The folders of splits in a folder, called train or training, test or testing, val ..."""
+    """The folders of splits in a folder, called train or training, test or testing, val ...
+
+    One with images and without folders in it is a class of that name, if there are other classes.
+    """
     found: dict[Split, Path] = {}
-    for name in sorted(folders_in(top)):
+    names = sorted(folders_in(top))
+    alone = all(map(_split_called, names))
+    for name in names:
         split = _split_called(name)
-        if split is not None:
+        if split is not None and (alone or folders_in(top / name) or not _has_images(top / name)):
             found.setdefault(split, top / name)
     return found
 
 
 def class_names(top: Path, part: Path) -> list[str]:
-    """The names of the class folders in all splits, sorted: labels must mean the same in each."""
+    """The names of the class folders in all splits, sorted: labels must mean the same in each.
+
+    Raises:
+        InputError: names that are not UTF-8, or that differ between splits in their spelling alone.
+    """
     above = part.resolve().parent if part == top and _split_called(top.resolve().name) else top
-    splits = split_folders(above).values()
-    return sorted({name for folder in (part, *splits) for name in folders_in(folder)})
+    places = dict.fromkeys(place.resolve() for place in (part, *split_folders(above).values()))
+    held = {place: folders_in(place) for place in places}
+    for place, names in held.items():
+        if twice := [name for name, n in Counter(map(composed, names)).items() if n > 1]:
+            raise InputError(f"{str(place)!r} holds two folders of the name {twice[0]!r}: join them")
+    found = sorted({composed(name) for names in held.values() for name in names})
+    spelled: dict[str, str] = {}
+    for name in found:
+        check_text(name, f"the class folder {name!r} in {str(top)!r}")
+        other = spelled.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), name)
+        if other != name and not any({name, other} <= {*map(composed, names)} for names in held.values()):
+            raise InputError(
+                f"the class folders {other!r} and {name!r} of the splits in {str(above)!r} differ in their "
+                "spelling alone: give them one name"
+            )
+    return found
+
+
+def at_home(path: str) -> Path:
+    """The path, with `~` as the home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path!r} is in nobody's home folder here: write the path out") from error
+
+
+def composed(name: str) -> str:
+    """The name with letters and their accents as one, however a file system keeps them (NFC)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def keep(classes: Sequence[str], drop: Sequence[str], where: str) -> tuple[str, ...]:
@@ -253,6 +296,11 @@ def folders_in(folder: Path) -> list[str]:
     """The names of the folders in a folder, hidden ones left out, in any order."""
     with os.scandir(folder) as entries:
         return [e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__"))]
+
+
+def _has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(ENDINGS) and not _hidden(entry.name) for entry in entries)
 
 
 def _hidden(name: str) -> bool:

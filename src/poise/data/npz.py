@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from poise.checks import BROKEN, InputError
+from poise.checks import BROKEN, InputError, places, scale_of
 from poise.data.arrays import ImageSet, Split
 from poise.data.decoding import high_byte
-from poise.data.folders import SPLITS, check_filled
+from poise.data.folders import SPLITS, at_home, check_filled
 from poise.data.prepared import prepared
 from poise.preparation import AS_IT_IS, Preparation
 
+MOST_SIGNED = 2**63 - 1
 MOST = 10_000  # classes, where there are not as many images
 UNPACKED, RATIO = (
     2**30,
@@ -49,7 +50,7 @@ def npz(
         InputError: a file without these arrays, a damaged one, one that unpacks to much more than it is,
             pickled objects, or labels out of range.
     """
-    path, column = _column(file)
+    path, column = _column(str(at_home(file)))
     arrays = _open(path)
     where = repr(str(path))
     _check_keys(arrays, split, where)
@@ -59,7 +60,7 @@ def npz(
     labels: dict[str, NDArray[Any]] = {
         name: _array(arrays, f"{name}_labels", where) for name in SPLITS if f"{name}_labels" in arrays
     }
-    names = [str(name) for name in _array(arrays, "classes", where)] if "classes" in arrays else None
+    names = _names(_array(arrays, "classes", where), where) if "classes" in arrays else None
     if column is not None or any(y.ndim == 2 and y.shape[1] > 1 for y in labels.values()):
         labels, names = _one_of_many(labels, column, names, where)
     y = {name: as_labels(values, f"{name}_labels of {where}") for name, values in labels.items()}
@@ -80,9 +81,8 @@ def as_pixels(images: NDArray[Any], where: str, *, bits: int | None = None) -> N
     """
     if images.dtype.kind != "u" or images.dtype.itemsize > 2:
         raise InputError(
-            f"{where} holds {images.dtype} values, and uint8 in [0, 255] or uint16 is needed: convert "
-            "it, e.g. "
-            "(255 * images).round().astype('uint8')"
+            f"{where} holds {images.dtype} values, and uint8 in [0, 255] or uint16 is needed"
+            + _to_bytes(images)
         )
     if images.ndim not in (3, 4):
         raise InputError(
@@ -102,11 +102,49 @@ def as_pixels(images: NDArray[Any], where: str, *, bits: int | None = None) -> N
     return images.transpose(0, 3, 1, 2) if last in (1, 3) else images
 
 
+def _names(classes: NDArray[Any], where: str) -> list[str]:
+    if classes.ndim != 1 or classes.dtype.kind not in "Uiu":
+        raise InputError(
+            f"the array classes of {where} must hold one text a class, got {classes.dtype} of shape "
+            f"{classes.shape}: save np.array(['name', ...])"
+        )
+    return [str(name) for name in classes]
+
+
+def _to_bytes(images: NDArray[Any]) -> str:
+    """The range of such values, and how they become whole numbers of 8 or 16 bits, where that is clear."""
+    if images.dtype.kind not in "buif" or not images.size:
+        return ""
+    if images.dtype.kind == "b":
+        return ": save 255 * images.astype('uint8')"
+    values = images.reshape(len(images), -1) if images.ndim else images.reshape(1, 1)
+    if images.dtype.kind == "f" and not (finite := np.isfinite(values).all(axis=1)).all():
+        return f", and NaN or infinite values in {places(torch.from_numpy(~finite))}: leave these out"
+    low, high = float(values.min()), float(values.max())
+    whole = images.dtype.kind != "f"
+    found = f", got values in [{low:.4g}, {high:.4g}]: "
+    white = scale_of(low, high, whole=whole)
+    if white == 1:
+        return found + "save (255 * images).round().astype('uint8')"
+    if white is not None:
+        kind = "uint8" if white == 255 else "uint16"
+        return found + f"save images{'' if whole else '.round()'}.astype('{kind}') if white is {white}"
+    if not whole and -1 <= low < 0 and high <= 1:
+        return found + "save (127.5 * (images + 1)).round().astype('uint8') if black is -1"
+    return found + "save (255 * (images - black) / (white - black)).round().astype('uint8')"
+
+
 def as_labels(y: NDArray[Any], where: str) -> torch.Tensor:
     """The labels as (n,) of int64."""
     y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
+    whole = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool((y == np.round(y)).all()))
     if y.ndim != 1 or y.dtype.kind not in "iu":
-        raise InputError(f"{where} must hold one whole number an image, got {y.dtype} of shape {y.shape}")
+        way = ": save labels.astype('int64')" if y.ndim == 1 and whole else ""
+        raise InputError(
+            f"{where} must hold one whole number an image, got {y.dtype} of shape {y.shape}{way}"
+        )
+    if y.dtype == np.uint64 and (y > MOST_SIGNED).any():
+        raise InputError(f"{where} must be numbered from 0, got {y.max()}")
     return torch.from_numpy(y.astype(np.int64))
 
 
@@ -119,7 +157,8 @@ def _column(file: str) -> tuple[Path, int | None]:
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}")
+        way = f": that is a folder, folder:{path}" if path.is_dir() else ""
+        raise InputError(f"there is no file {str(path)!r}{way}")
     try:
         arrays = np.load(path, mmap_mode="r", allow_pickle=False)  # one array alone is refused, not read
     except BROKEN as error:
@@ -221,10 +260,11 @@ def _one_of_many(
     """One column of 0 and 1 in each array of labels, as a task of two classes."""
     width = min(y.shape[1] if y.ndim == 2 else 1 for y in labels.values())
     if column is None:
+        one_hot = all(y.ndim == 2 and _is_one_hot(y) for y in labels.values())
+        way = "save labels.argmax(axis=1), for one of them is 1 in each image, or " if one_hot else ""
         raise InputError(
-            f"{where} has {width} labels an image, and one is needed: ask for a column as two "
-            "classes, e.g. "
-            f"npz:FILE#0 (columns 0 to {width - 1})"
+            f"{where} has {width} labels an image, and one is needed: {way}ask for a column as two "
+            f"classes, e.g. npz:FILE#0 (columns 0 to {width - 1})"
         )
     if width < 2 or column >= width:
         raise InputError(
@@ -242,6 +282,10 @@ def _one_of_many(
     return taken, [f"no {name}", name]
 
 
+def _is_one_hot(y: NDArray[Any]) -> bool:
+    return y.dtype.kind in "biuf" and bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
+
+
 def _classes(
     labels: Sequence[torch.Tensor], names: Sequence[str] | None, where: str, *, allow_empty: bool
 ) -> tuple[str, ...]:
@@ -251,7 +295,8 @@ def _classes(
     most = len(names) - 1 if names is not None else high
     if low < 0 or high > most:
         bound = f"[0, {most}], one for each name in classes" if names is not None else "0, 1, ..."
-        raise InputError(f"the labels of {where} must lie in {bound}, got [{low}, {high}]")
+        way = ": save labels - 1, where they are counted from 1" if (low, high) == (1, most + 1) else ""
+        raise InputError(f"the labels of {where} must lie in {bound}, got [{low}, {high}]{way}")
     if names is None and high >= max(MOST, len(y)):
         raise InputError(
             f"the labels of {where} go up to {high}, and there are {len(y)} of them: number the classes "
@@ -260,5 +305,10 @@ def _classes(
     classes = tuple(names) if names is not None else tuple(str(label) for label in range(high + 1))
     if len(classes) < 2:
         raise InputError(f"{where} has one class only, and a classifier needs at least two")
+    if low == 1 and names is None and not allow_empty and len(y.unique()) == high:
+        raise InputError(
+            f"the labels of {where} are 1 to {high}, and none is 0: save labels - 1, or keep class 0 "
+            "without images by allow_empty=True (--read.allow-empty)"
+        )
     check_filled(y, classes, where, allow_empty=allow_empty or names is not None)
     return classes
