@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from poise import (
         adversarial_sets,
         attacks,
+        certify,
         compat,
         curves,
         data,
@@ -34,6 +35,7 @@ __all__ = [
     "Records",
     "adversarial_sets",
     "attacks",
+    "certify",
     "compat",
     "curves",
     "data",
