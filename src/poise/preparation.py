@@ -32,6 +32,8 @@ class Preparation:
         drop: Classes left out.
         allow_empty: Keep classes without images, in their place in the order of the labels.
         skip_damaged: Leave out files that cannot be read; all are decoded once to find them.
+        verify: Read every image file for the fingerprint, also those that have the size and times which
+            they had when they were read before.
 
     Raises:
         InputError: a side that is not a whole number of pixels, or a cut larger than its image.
@@ -47,6 +49,7 @@ class Preparation:
     drop: tuple[str, ...] = ()
     allow_empty: bool = False
     skip_damaged: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         for name in ("size", "resize", "crop"):
@@ -68,7 +71,7 @@ class Preparation:
 
         >>> Preparation(size=32).over(Preparation(size=224, channels="rgb"))
         Preparation(size=32, resize=None, squash=None, crop=None, channels='rgb', interpolation=None, \
-bits=None, drop=(), allow_empty=False, skip_damaged=False)
+bits=None, drop=(), allow_empty=False, skip_damaged=False, verify=False)
         """
         mine = {f.name: getattr(self, f.name) for f in fields(self)}
         chosen = {f.name: mine[f.name] for f in fields(self) if mine[f.name] != f.default}
@@ -120,7 +123,7 @@ bits=None, drop=(), allow_empty=False, skip_damaged=False)
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, (value, default) in values.items()
-            if value != default
+            if value != default and name != "verify"  # the images are the same
         }
 
 

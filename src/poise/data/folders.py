@@ -17,7 +17,8 @@ from PIL import Image
 from poise.checks import InputError, check_text
 from poise.data.arrays import ImageSet, Split
 from poise.data.decoding import opened
-from poise.data.pictures import hashed, pictures, readable
+from poise.data.digests import digest_of
+from poise.data.pictures import pictures, readable
 from poise.preparation import AS_IT_IS, Preparation
 
 SPLITS: tuple[Split, ...] = ("train", "test", "val")
@@ -34,6 +35,7 @@ class Paths:
     """Image files on disk, as a source."""
 
     paths: tuple[str, ...]
+    verify: bool = False  # read files for their digests, whatever is known of them
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,7 +50,10 @@ class Paths:
 
     def digest(self, i: int) -> bytes:
         """A SHA-256 of the file."""
-        return hashed(Path(self.paths[i]).read_bytes())
+        try:
+            return digest_of(Path(self.paths[i]), verify=self.verify)
+        except OSError as error:
+            raise InputError(f"{self.name(i)} cannot be read: {error.strerror}") from error
 
     def alike(self) -> bool:
         """Never: each file has a size of its own."""
@@ -117,7 +122,7 @@ def read(
         labels += [label] * len(files)
     walk.tell()
     y = torch.tensor(labels, dtype=torch.int64)
-    source = Paths(tuple(paths))
+    source = Paths(tuple(paths), preparation.verify)
     if not paths:
         raise InputError(
             f"there are no images in the class folders of {str(part)!r} ({', '.join(ENDINGS)})"
