@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,6 +34,12 @@ def smoothed_cross_entropy(logits, y):
 LOSSES = {"adaptive": gap, "confsmooth": smoothed_cross_entropy}
 
 
+def inwards(x_temp, x, eps):
+    """Line 5 without what rounding adds to the budget, found in 64 bits of mantissa."""
+    over = torch.from_numpy(abs(x_temp.numpy().astype(np.longdouble) - x.numpy()) > np.longdouble(eps))
+    return torch.where(over, torch.nextafter(x_temp, x), x_temp)
+
+
 def algorithm1(model, x, y, loss, *, eps, step, steps):
     """Algorithm 1 for one image (1, c, h, w), and how often each of its branches was taken.
 
@@ -48,7 +55,7 @@ def algorithm1(model, x, y, loss, *, eps, step, steps):
         leaf = x_adv.clone().requires_grad_()
         gradient = torch.autograd.grad(loss(model(leaf)[0], y), leaf)[0]  # line 4
         delta = (x_adv - alpha * gradient.sign() - x).clamp(-eps, eps)  # line 5
-        x_temp = (x + delta).clamp(0, 1)
+        x_temp = inwards((x + delta).clamp(0, 1), x, eps)
         with torch.no_grad():
             logits = model(x_temp)[0]
         l_temp = loss(logits, y)

@@ -12,7 +12,8 @@ from torch import Tensor
 from poise.attacks import Attack
 from poise.attacks.common import accepted, judged, standing
 from poise.checks import InputError, check_count, check_number
-from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
+from poise.shapes import Images, Labels, Mask, Model, PerSample
+from poise.threat import between
 
 MARGIN = 1e-4  # by how much the label has to hold, in probability
 
@@ -93,15 +94,11 @@ def minimum_eps(
         below = _below(model, found, y, threshold)
         for _ in range(bisections):
             middle = (near + far) / 2
-            enough = _below(model, _between(x, found, middle), y, threshold)
+            enough = _below(model, between(x, found, middle), y, threshold)
             near, far = torch.where(enough, near, middle), torch.where(enough, middle, far)
-        length = norm(_between(x, found, far), x).to(shortest.dtype)
+        length = norm(between(x, found, far), x).to(shortest.dtype)
         shortest = torch.where(below, torch.minimum(shortest, length), shortest)
     return shortest
-
-
-def _between(x: Images, far: Images, share: PerSample) -> Images:
-    return (x + per_image(share).to(x.dtype) * (far - x)).clamp(0, 1)
 
 
 def _below(model: Model, x: Images, y: Labels, threshold: float) -> Mask:

@@ -184,10 +184,13 @@ def _attacked(
 def _judge(model: Model, x: Images, y: Labels | None = None) -> tuple[Probabilities, bool]:
     """The probabilities at x, in two forwards of half the batch each; whether the model returns tensors."""
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        outputs = [called(model, half) for half in torch.split(x, (len(x) + 1) // 2)]
-    logits = torch.cat([logits_in(output) for output in outputs])
+        kinds, halves = [], []
+        for half in torch.split(x, (len(x) + 1) // 2):
+            kinds.append(type(answer := called(model, half)))
+            halves.append(logits_in(answer).clone())  # what is in a dict may be filled again
+    logits = torch.cat(halves)
     check_logits(logits, len(x), y)
-    return logits.to(x.dtype).softmax(dim=1), isinstance(outputs[0], torch.Tensor)
+    return logits.to(x.dtype).softmax(dim=1), issubclass(kinds[0], torch.Tensor)
 
 
 def _homes(model: Model, devices: Devices) -> list[Home]:

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
+from poise.modes import ask
 from poise.shapes import Images, Labels, Logits, Model
 
 MULTI = "multi_label_classification"  # Hugging Face's word for several right classes an image
 
 
 def called(model: Model, x: Images) -> Any:
-    """What the model returns for x.
+    """What the model returns for a copy of x, by `modes.ask`.
 
     Raises:
         InputError: it fails on such images; what it raised is the cause.
     """
     try:
-        return model(x)
+        return ask(model, x)
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except BROKEN as error:

@@ -1,12 +1,29 @@
-"""Borrow a model: evaluation mode and gradients while in use, everything given back after."""
+"""Borrow a model: evaluation mode and gradients while in use, copies for images, all given back after."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from poise.shapes import Model
+from poise.shapes import Images, Model
+
+
+def ask(model: Model, x: Images) -> Any:
+    """The model's answer at a copy of the images, itself a copy: how all of poise calls a model.
+
+    A model may write into its input, or give all its answers in one buffer that it fills again.
+
+    >>> x = torch.ones(1, 1, 1, 2)
+    >>> ask(lambda x: x.mul_(0.5).flatten(1), x).tolist(), x.flatten().tolist()
+    ([[0.5, 0.5]], [1.0, 1.0])
+    """
+    out: Any = model(x.clone())
+    if isinstance(out, torch.Tensor):
+        return out.clone()
+    return out.copy() if isinstance(out, np.ndarray) else out
 
 
 @contextmanager

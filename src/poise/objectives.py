@@ -25,6 +25,28 @@ def rival(values: Logits, y: Labels) -> PerSample:
     return others.max(dim=1).values
 
 
+UNITS = 64  # of the last place of the largest logit: what another kernel, batch or precision may change
+
+
+def holds(logits: Logits, y: Labels, margin: float, *, units: int = UNITS) -> Mask:
+    """Whether y is the prediction and leads its rival by the margin in probability, beyond rounding.
+
+    With a margin, y has to lead by so many units in the last place of the largest logit too: logits of
+    size 1e5 in float32 are told apart to a hundredth, which a difference of probabilities does not show.
+
+    >>> import torch
+    >>> z = torch.tensor([[0.6, 0.0], [100_000.1, 100_000.0]])
+    >>> holds(z, torch.tensor([0, 0]), 0.0).tolist(), holds(z, torch.tensor([0, 0]), 1e-4).tolist()
+    ([True, True], [True, False])
+    """
+    kept = logits.argmax(dim=1) == y
+    if not margin:
+        return kept
+    lead = logits.gather(1, y[:, None])[:, 0] - rival(logits, y)
+    unit = torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
+    return kept & (Gap()(logits, y) >= margin) & (lead >= units * unit)
+
+
 @dataclass(frozen=True)
 class Gap:
     """p_y − max_{j≠y} p_j, the lead of class y in probability (eq. 1).

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 
 from poise.checks import check_number, settle
-from poise.objectives import Gap
+from poise.objectives import holds
 from poise.shapes import Mask, PerSample, Point
 
 StepRule: TypeAlias = Callable[[Point, Point, PerSample], tuple[Mask, PerSample]]
@@ -41,9 +41,7 @@ class StepBack:
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
-        kept = new.logits.argmax(dim=1) == new.y
-        if self.margin:
-            kept &= Gap()(new.logits, new.y) >= self.margin
+        kept = holds(new.logits, new.y, self.margin)
         improved = kept & (new.loss < at.loss)
         size = torch.where(kept, torch.where(improved, size * self.grow, size), size * self.shrink)  # eq. 5
         return kept, size  # eq. 6

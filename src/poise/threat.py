@@ -1,17 +1,22 @@
-"""Balls: how far an image may be moved. Every ball keeps pixels in [0, 1] as well."""
+"""Balls: how far an image may be moved. Every ball keeps pixels in [0, 1] as well.
+
+A budget is never passed, not by a rounding either: the length of x_adv − x is at most eps, summed in the
+images' dtype or in float64.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from poise.checks import check_number, settle
 from poise.draws import Draw
 from poise.naming import lookup
-from poise.shapes import Images, per_image
+from poise.shapes import Images, PerSample, per_image
 
 
 class Ball(Protocol):
@@ -46,14 +51,45 @@ class Linf:
         check_number("eps", self.eps, 0, 1, hint="eps is in pixel units of [0, 1], e.g. 8/255")
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
-        delta = (x - center).clamp_(-self.eps, self.eps)  # in place, where memory costs more than sums
-        return delta.add_(center).clamp_(0, 1)
+        return self.held(center).project(x, center, draw)
+
+    def held(self, center: Images) -> Within:
+        """The ball round this centre alone, its bounds worked out once: for many projections."""
+        within = Within.of(self, center)
+        return replace(within, low=within.low.clamp_min(0), high=within.high.clamp_max(1))
 
     def steepest(self, grad: Images) -> Images:
         return grad.sign()
 
     def sample(self, center: Images, draw: Draw) -> Images:
         return self.project(center + self.eps * (2 * draw.uniform(center) - 1), center)
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """An L∞ ball round one batch of images: no pixel is below `low` or above `high`."""
+
+    ball: Linf
+    reach: float
+    low: Images
+    high: Images
+
+    @classmethod
+    def of(cls, ball: Linf, center: Images) -> Within:
+        """The bounds that the ball alone sets, without those of [0, 1]."""
+        reach = largest(ball.eps, center.dtype)
+        low, high = (added(center, torch.full_like(center, side * reach)) for side in (-1, 1))
+        return cls(ball, reach, low, high)
+
+    def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
+        delta = (x - center).clamp_(-self.reach, self.reach)  # in place, where memory costs more than sums
+        return delta.add_(center).clamp_(self.low, self.high).to(center.dtype)
+
+    def steepest(self, grad: Images) -> Images:
+        return self.ball.steepest(grad)
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        return self.ball.sample(center, draw)
 
 
 @dataclass(frozen=True)
@@ -72,10 +108,12 @@ class L2:
         check_number("eps", self.eps, 0)
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
-        delta = x - center
-        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        shrink = torch.where(length > self.eps, self.eps / length, torch.ones_like(length))
-        return (center + delta * per_image(shrink)).clamp(0, 1)
+        wide = torch.promote_types(torch.promote_types(x.dtype, center.dtype), torch.float32)
+        delta = x.to(wide) - center.to(wide)
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
+        longest = reach("l2", self.eps, center)
+        shrink = torch.where(length > longest, longest / length, 1.0).to(wide)
+        return added(center, delta * per_image(shrink)).clamp(0, 1)
 
     def steepest(self, grad: Images) -> Images:
         largest = grad.flatten(1).abs().amax(dim=1)
@@ -112,19 +150,22 @@ class L1:
         λ that spends eps. The sum falls with λ, linearly between the 2·c·h·w places where a pixel
         begins or ends to move.
         """
+        longest = reach("l1", self.eps, center)
         delta = (x - center).flatten(1).double()
         away, room = delta.abs(), torch.where(delta > 0, 1 - center.flatten(1), center.flatten(1))
         start, end = away, (away - room).clamp_min(0)
         places, order = torch.cat([start, end], dim=1).sort(dim=1, descending=True)
         moving = torch.where(order < away.shape[1], 1.0, -1.0).double().cumsum(dim=1)
         spent = (moving[:, :-1] * (places[:, :-1] - places[:, 1:])).cumsum(dim=1)  # at places[1:]
-        last = (spent < self.eps).sum(dim=1, keepdim=True).clamp(max=spent.shape[1] - 1)
+        last = (spent < longest).sum(dim=1, keepdim=True).clamp(max=spent.shape[1] - 1)
         before = torch.where(last > 0, spent.gather(1, (last - 1).clamp_min(0)), 0.0)
-        rest = (self.eps - before) / moving.gather(1, last).clamp_min(1)
+        rest = (longest - before) / moving.gather(1, last).clamp_min(1)
         level = (places.gather(1, last) - rest).clamp_min(0)
-        level = torch.where(torch.minimum(away, room).sum(dim=1, keepdim=True) <= self.eps, 0.0, level)
+        level = torch.where(torch.minimum(away, room).sum(dim=1, keepdim=True) <= longest, 0.0, level)
         change = delta.sign() * torch.minimum((away - level).clamp_min(0), room.double())
-        return (center + change.reshape(x.shape).to(center.dtype)).clamp(0, 1)
+        total = change.abs().sum(dim=1, keepdim=True)
+        change = change * torch.where(total > longest, longest / total, 1.0)  # what rounding has added
+        return added(center, change.reshape(x.shape)).clamp(0, 1)
 
     def steepest(self, grad: Images) -> Images:
         """Equal steps on the twentieth of the pixels with the largest gradient (Tramèr & Boneh 2019)."""
@@ -165,15 +206,72 @@ class Masked:
 
     def project(self, x: Images, center: Images, draw: Draw) -> Images:
         mask = draw.uniform(center) < self.keep_fraction  # eq. 2
-        delta = self.ball.project(x, center, draw) - center
-        factor = 1 / self.keep_fraction if self.rescale else 1.0
-        return (center + torch.where(mask, factor * delta, 0.0)).clamp(0, 1)  # eq. 3
+        held = self.ball.project(x, center, draw)
+        if not self.rescale:
+            return torch.where(mask, held, center)  # eq. 3
+        return (center + torch.where(mask, (held - center) / self.keep_fraction, 0.0)).clamp(0, 1)
+
+    def held(self, center: Images) -> Masked:
+        """The same round this centre alone."""
+        return replace(self, ball=held(self.ball, center))
 
     def steepest(self, grad: Images) -> Images:
         return self.ball.steepest(grad)
 
     def sample(self, center: Images, draw: Draw) -> Images:
         return self.ball.sample(center, draw)
+
+
+def held(ball: Ball, center: Images) -> Ball:
+    """The ball round this centre alone; what depends on the centre is worked out once, if it can be."""
+    once: Callable[[Images], Ball] | None = getattr(ball, "held", None)
+    return ball if once is None else once(center)
+
+
+def added(center: Images, delta: Tensor) -> Images:
+    """Center + delta in the centre's dtype, rounded towards the centre: no pixel goes farther than delta.
+
+    Args:
+        center: images.
+        delta: in the centre's dtype or a wider one.
+
+    >>> bool(added(torch.tensor(0.03), torch.tensor(0.1)).double() - torch.tensor(0.03).double() <= 0.1)
+    True
+    """
+    wide = center.to(delta.dtype)
+    moved = (wide + delta).to(center.dtype)
+    at, side = moved.to(delta.dtype), delta.sign()
+    # At least one of the two differences is exact, and no rounding makes the other one change sides.
+    over = (((at - wide) - delta) * side > 0) | (((at - delta) - wide) * side > 0)
+    return torch.where(over, torch.nextafter(moved, center), moved)
+
+
+def between(start: Images, end: Images, share: PerSample) -> Images:
+    """The points that far on the way, (n,) in [0, 1]: in every ball round `start` that holds `end`."""
+    way = start + per_image(share).to(end.dtype) * (end - start)
+    return way.clamp(torch.minimum(start, end), torch.maximum(start, end))
+
+
+def largest(eps: float, dtype: torch.dtype) -> float:
+    """The largest number of the dtype that is not above eps.
+
+    >>> largest(0.1, torch.float32) < 0.1, largest(0.5, torch.bfloat16), largest(0.1, torch.float64)
+    (True, 0.5, 0.1)
+    """
+    near = torch.tensor(eps, dtype=dtype)
+    return float(near if near.double() <= eps else torch.nextafter(near, torch.zeros_like(near)))
+
+
+SUMS = {"l2": 1 / 128, "l1": 1 / 8, "linf": 0.0}  # the most units that torch's norm is off, a pixel
+
+
+def reach(norm: str, eps: float, center: Images) -> float:
+    """The longest change, by a float64 sum, that no sum in the images' dtype makes longer than eps."""
+    unit = torch.finfo(center.dtype).eps
+    sums = torch.finfo(torch.promote_types(center.dtype, torch.float32)).eps
+    many = center[0].numel() if len(center) else 0
+    slack = 0 if norm == "linf" else 4 * unit + SUMS[norm] * many * sums
+    return largest(eps, center.dtype) * max(0.0, 1 - slack)
 
 
 BALLS: Mapping[str, Callable[[float], Ball]] = {"linf": Linf, "l2": L2, "l1": L1}

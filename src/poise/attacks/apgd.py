@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import NegativeCrossEntropy, Objective, rival
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
-from poise.threat import Ball, ball
+from poise.threat import Ball, ball, held
 
 ALPHA = 0.75  # the new step's share, against the momentum's (eq. 1 of the source)
 RHO = 0.75  # the share of steps that has to improve (condition 1)
@@ -102,7 +102,7 @@ class Apgd:
                 clean = judged(model, center, y)
                 y, start = clean.argmax(dim=1) if y is None else y, self.ball.sample(center, draw)
             at = seen(model, self.objective, start, y, grad=True, check=True)
-            return self._walk(model, center, at, draw)
+            return replace(self, ball=held(self.ball, center))._walk(model, center, at, draw)
 
     def _walk(self, model: Model, center: Images, at: Point, draw: Draw) -> Images:
         goal, marks = self.goal or self.objective, checkpoints(self.steps)

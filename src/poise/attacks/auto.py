@@ -10,10 +10,11 @@ import torch
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.draws import Draw
-from poise.modes import differentiable
-from poise.objectives import rival
+from poise.modes import ask, differentiable
+from poise.objectives import holds, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
-from poise.threat import Ball, ball
+from poise.threat import Ball, held
+from poise.threat import ball as ball_of
 
 FIRST, LAST = 1.5, 0.04  # the lengths of the first and the last step in eps; they fall geometrically
 MOMENTUM = 0.3
@@ -81,9 +82,9 @@ class Auto:
         return best.x
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Look, Look, Mask]:
-        draw, speed = Draw.of(center), torch.zeros_like(center)
+        ball, draw, speed = held(self.ball, center), Draw.of(center), torch.zeros_like(center)
         at = center.clone().requires_grad_()
-        logits = model(at)
+        logits = ask(model, at)
         check_logits(logits, len(at), y)
         check_differentiable(logits)
         y = logits.argmax(dim=1) if y is None else y
@@ -102,9 +103,9 @@ class Auto:
             finite &= torch.isfinite(size)  # the sign of NaN is 0, so it would not show in x
             speed = MOMENTUM * speed + slope / per_image(size.where(size > 0, 1))
             length = self.step * fall ** (t / max(1, self.steps - 1)) * scale
-            at = at.detach() - per_image(length).to(at.dtype) * self.ball.steepest(speed)
-            at = self.ball.project(at, center, draw.at(t)).requires_grad_(t + 1 < self.steps)
-            logits = model(at)
+            at = at.detach() - per_image(length).to(at.dtype) * ball.steepest(speed)
+            at = ball.project(at, center, draw.at(t)).requires_grad_(t + 1 < self.steps)
+            logits = ask(model, at)
             new = self._look(logits, y, at)
             finite &= torch.isfinite(new.z).all(dim=1)
             best = _choose(new.kept & (new.top < best.top), new, best)
@@ -125,7 +126,7 @@ class Auto:
             share = (lead / (lead - lack)).nan_to_num(0.5).clamp(0.05, 0.95)
             place = near + share * (beyond - near)
             at = self.ball.project(start + per_image(place).to(way.dtype) * way, center, Draw.of(center))
-            new = self._look(model(at), best.y, at)
+            new = self._look(ask(model, at), best.y, at)
             finite &= torch.isfinite(new.z).all(dim=1)
             best = _choose(new.kept & (new.top < best.top), new, best)
             near, beyond = torch.where(new.kept, place, near), torch.where(new.kept, beyond, place)
@@ -136,8 +137,8 @@ class Auto:
     def _look(self, logits: Logits, y: Labels, x: Images) -> Look:
         z = wide(logits.detach())
         p = z.softmax(dim=1)
-        lead, gap = (v.gather(1, y[:, None])[:, 0] - rival(v, y) for v in (z, p))
-        return Look(x.detach(), y, z, lead, p.amax(dim=1), (lead > 0) & (gap >= self.margin))
+        lead = z.gather(1, y[:, None])[:, 0] - rival(z, y)
+        return Look(x.detach(), y, z, lead, p.amax(dim=1), (lead > 0) & holds(z, y, self.margin))
 
 
 def _choose(mask: Mask, new: Look, old: Look) -> Look:
@@ -166,4 +167,4 @@ def auto(*, eps: float = 0.03, steps: int = 20, margin: float = 1e-4, norm: str 
     >>> auto(eps=0.1, steps=50).margin
     0.0001
     """
-    return Auto(ball=ball(norm, eps), step=FIRST * float(eps), steps=steps, margin=margin)
+    return Auto(ball=ball_of(norm, eps), step=FIRST * float(eps), steps=steps, margin=margin)

@@ -10,9 +10,10 @@ import torch
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
+from poise.threat import reach
 
 # tanh spans a box 0.1 wider than [0, 1] on each side, and w is held where x stays in [0, 1]. A box of
 # [0, 1] itself has slope 0 at its edge: black and white pixels could not move, however it is shrunk.
@@ -54,13 +55,14 @@ class CarliniWagner:
         if self.steps == 0 or len(x) == 0:
             return center
         with differentiable(model):
-            logits = model(center.clone().requires_grad_())
+            logits = ask(model, center.clone().requires_grad_())
             check_logits(logits, len(x), y)
             check_differentiable(logits)
             y = logits.argmax(dim=1) if y is None else y
             lost = _lead(logits.detach(), y) < -self.confidence
             zero = torch.zeros_like(lost, dtype=torch.promote_types(center.dtype, torch.float32))
-            best, length = center, (zero + (math.inf if self.eps is None else self.eps)).where(~lost, 0)
+            longest = math.inf if self.eps is None else reach("l2", self.eps, center)
+            best, length = center, (zero.double() + longest).where(~lost, 0)
             c, low, high = zero + self.initial, zero, zero + math.inf
             for _ in range(self.binary_search):
                 best, length, found = self._descend(model, center, y, c, best, length)
@@ -79,12 +81,12 @@ class CarliniWagner:
         for t in range(1, self.steps + 1):
             u = w.tanh()
             seen = (0.5 + HALF * u).clamp(0, 1).to(center.dtype).requires_grad_()  # clamps only rounding
-            lead = _lead(model(seen), y)
+            lead = _lead(ask(model, seen), y)
             slope = gradient_of(lead.sum(), seen).to(c.dtype)
             lead, seen = lead.detach(), seen.detach()
             delta, lost = seen - start, lead < -self.confidence
             found, finite = found | lost, finite & torch.isfinite(lead + slope.flatten(1).sum(dim=1))
-            far = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+            far = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
             nearer = lost & (far <= length)
             best, length = torch.where(per_image(nearer), seen, best), torch.where(nearer, far, length)
             # c comes after the backward pass, which it would overflow in half precision.

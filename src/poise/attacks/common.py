@@ -14,7 +14,7 @@ from poise.checks import (
 )
 from poise.given import called
 from poise.modes import evaluating
-from poise.objectives import Gap
+from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
 
 NO_GRADIENT = (
@@ -50,8 +50,7 @@ def rejudged(model: Model, x_adv: Images) -> Logits:
 def standing(model: Model, x_adv: Images, y: Labels, margin: float) -> tuple[Mask, PerSample]:
     """By a forward at attacked images: whether y leads its rival by the margin, and max_j p_j."""
     logits = rejudged(model, x_adv)
-    kept = (logits.argmax(dim=1) == y) & (Gap()(logits, y) >= margin)
-    return kept, logits.softmax(dim=1).amax(dim=1)
+    return holds(logits, y, margin), logits.softmax(dim=1).amax(dim=1)
 
 
 def wide(logits: Logits) -> Logits:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import check_count, check_logits, check_number, settle
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.naming import known_name
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
-from poise.threat import ball
+from poise.threat import ball, reach
 
 ORDERS = {"l2": 2.0, "linf": math.inf, "l1": 1.0}
 FAR = 1e6  # no step is longer, so that a slope near 0 overflows nothing; also that of a step with no way
@@ -55,13 +55,15 @@ class DeepFool:
             return center
         with differentiable(model):
             moved = self._walk(model, center, y)
-            delta = moved.to(torch.promote_types(x.dtype, torch.float32)) - center
+            if self.eps is None:
+                return moved
+            delta = moved.double() - center.double()
             far = torch.linalg.vector_norm(delta.flatten(1), ord=ORDERS[self.norm], dim=1)
-            return moved if self.eps is None else torch.where(per_image(far <= self.eps), moved, center)
+            return torch.where(per_image(far <= reach(self.norm, self.eps, center)), moved, center)
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> Images:
         at = center.clone().requires_grad_()
-        logits = model(at)
+        logits = ask(model, at)
         check_logits(logits, len(at), y)
         check_differentiable(logits)
         y = logits.argmax(dim=1) if y is None else y
@@ -81,7 +83,7 @@ class DeepFool:
             finite = finite & (numbers | ~active)
             r = r + torch.where(per_image(active), step, 0)
             at = (center + (1 + self.overshoot) * r).clamp(0, 1).to(center.dtype).requires_grad_()
-            logits = model(at)
+            logits = ask(model, at)
         check_finite(finite)
         return at.detach()
 

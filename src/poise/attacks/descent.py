@@ -11,11 +11,11 @@ import torch
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import InputError, check_choice, check_count, check_logits, check_number, settle
 from poise.draws import Draw
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.objectives import Objective
 from poise.rules import Always, StepRule
 from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
-from poise.threat import Ball
+from poise.threat import Ball, held
 
 Keep: TypeAlias = Literal["last", "best"]
 
@@ -143,13 +143,13 @@ class Descent:
             y = self._point(model, center, None, grad=False, check=True).y if y is None else y
             start = self.ball.sample(center, draw)
         at = self._point(model, start, y, grad=True, check=True)
-        size = torch.full_like(at.loss, self.step)
+        ball, size = held(self.ball, center), torch.full_like(at.loss, self.step)
         yield at
         beat = pulse(at).double()  # adds up without overflow
         for t in range(1, self.steps + 1):
             assert at.grad is not None
-            way = per_image(size) * self.ball.steepest(at.grad)
-            moved = self.ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
+            way = per_image(size) * ball.steepest(at.grad)
+            moved = ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
             at = new if self.rule == Always() else chosen(kept, new, at)  # no copies without need
@@ -179,7 +179,7 @@ def seen(
     """
     with torch.set_grad_enabled(grad):
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(grad)
-        logits = model(x)
+        logits = ask(model, x)
         if check:
             check_logits(logits, len(x), y)
         logits = wide(logits)

@@ -12,6 +12,7 @@ from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
 from poise.checks import check_count, check_number, settle
 from poise.shapes import Images, Labels, Model, per_image
+from poise.threat import between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class PgdBisect:
         near, beyond = torch.zeros_like(lowest), torch.ones_like(lowest)
         share = beyond
         for _ in range(self.bisections + 1):
-            at = (x + per_image(share).to(x.dtype) * (far - x)).clamp(0, 1)
+            at = between(x, far, share)
             kept, top = standing(model, at, y, self.margin)
             better = kept & (top < lowest)
             found, lowest = torch.where(per_image(better), at, found), torch.where(better, top, lowest)

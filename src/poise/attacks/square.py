@@ -23,8 +23,8 @@ from poise.checks import (
     settle,
 )
 from poise.draws import Draw
-from poise.modes import evaluating
-from poise.objectives import rival
+from poise.modes import ask, evaluating
+from poise.objectives import holds, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
 
 Outputs: TypeAlias = Literal["logits", "probabilities"]
@@ -174,7 +174,8 @@ class Search:
                 z = self._ask(model, new)
                 score = self.aim.score(z, wanted)
                 better = (score.loss < best.loss[on]) & (score.harm <= best.harm[on])
-                better &= _holds(z, wanted.label, self.margin)
+                if self.margin is not None:
+                    better &= (lead(z, wanted.label) > 0) & holds(z, wanted.label, self.margin)
                 better |= torch.full_like(better, begin)  # a search has to leave x to get anywhere
                 at[on] = torch.where(per_image(better), new, old)
                 for value, reached in zip(best, score, strict=True):
@@ -190,7 +191,7 @@ class Search:
 
     def _ask(self, model: Model, x: Images, y: Labels | None = None, *, first: bool = False) -> Logits:
         """The logits at x; for probabilities p it is log p, which is the same up to a constant."""
-        out = model(x)
+        out = ask(model, x)
         if isinstance(out, np.ndarray):
             out = torch.tensor(out, device=x.device)
         if first:
@@ -222,12 +223,6 @@ class Search:
 def lead(values: Logits, y: Labels) -> PerSample:
     """By how much the entry of y exceeds the largest other one."""
     return values.gather(1, y[:, None])[:, 0] - rival(values, y)
-
-
-def _holds(z: Logits, y: Labels, margin: float | None) -> Mask:
-    """Whether class y leads by the margin in probability."""
-    free = torch.full_like(y, margin is None, dtype=torch.bool)
-    return free | (lead(z, y) > 0) & (lead(z.softmax(dim=1), y) >= (margin or 0))
 
 
 def square(

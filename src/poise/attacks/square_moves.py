@@ -44,13 +44,14 @@ class Squares:
     def start(self, center: Images, draw: Draw) -> Images:
         signs = _signs(_numbers(center, draw, center.shape[1] * center.shape[3]))
         stripes = signs.reshape(len(center), center.shape[1], 1, center.shape[3])
-        return self.ball.project(center + self.ball.eps * stripes.to(center.dtype), center)
+        held = self.ball.held(center)
+        return torch.where(stripes > 0, held.high, held.low)
 
     def propose(self, at: Images, center: Images, side: float, draw: Draw) -> Images:
         u = _numbers(center, draw, 2 + center.shape[1])
         inside, _, _ = _window(center, max(round(side), 1), u[:, 0], u[:, 1])
-        move = self.ball.eps * _signs(u[:, 2:]).to(center.dtype)[:, :, None, None]
-        new, other = (torch.where(inside, self.ball.project(center + m, center), at) for m in (move, -move))
+        up, held = (u[:, 2:] >= 0.5)[:, :, None, None], self.ball.held(center)
+        new, other = (torch.where(inside, torch.where(side, held.high, held.low), at) for side in (up, ~up))
         # What it already has would waste a query.
         return torch.where((new == at).flatten(1).all(dim=1)[:, None, None, None], other, new)
 
@@ -98,9 +99,7 @@ class Bumps:
         """The image at the full distance eps in that direction; the box may shorten it."""
         length = (delta**2).sum(dim=(1, 2, 3), keepdim=True).sqrt()
         wide = _wide(center)
-        return self.ball.project(wide + self.ball.eps * delta / length.clamp_min(1e-12), wide).to(
-            center.dtype
-        )
+        return self.ball.project(wide + self.ball.eps * delta / length.clamp_min(1e-12), center)
 
 
 MOVES: Mapping[str, Callable[[float], Moves]] = {

@@ -13,7 +13,7 @@ from poise.attacks.common import accepted, check_differentiable, check_finite, g
 from poise.checks import InputError, check_count, check_logits, check_number, settle
 from poise.defenses.common import source, together
 from poise.draws import Draw
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Model, PerSample, Scalar, per_image
 from poise.threat import Linf
@@ -57,11 +57,12 @@ class LargestWrong:
             raise InputError("y must be given: the wrong classes are those besides the true label")
         at = self.ball.sample(x, Draw.of(x, generator))
         height, grad = _height(model, at, y, check=True)
+        ball = self.ball.held(x)
         size, way = torch.full_like(height, self.step), torch.zeros_like(at)
         for t in range(1, self.steps + 1):
             assert grad is not None
             way = self.momentum * way + (1 - self.momentum) * grad.sign()
-            new = self.ball.project(at + (per_image(size) * way).to(x.dtype), x)
+            new = ball.project(at + (per_image(size) * way).to(x.dtype), x)
             reached, new_grad = _height(model, new, y, grad=t < self.steps)
             better = reached > height
             at, height = torch.where(per_image(better), new, at), torch.where(better, reached, height)
@@ -78,7 +79,7 @@ def _height(
     """max_{j≠y} log p_j of every image, and its gradient where asked for."""
     with differentiable(model):
         x = x.detach().requires_grad_(grad)
-        logits = model(x)
+        logits = ask(model, x)
         if check:
             check_logits(logits, len(x), y)
         height = rival(wide(logits).log_softmax(dim=1), y)

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from poise.attacks.common import wide
+from poise.modes import ask
 from poise.shapes import Images, Labels, Logits, Model, PerSample
 
 
@@ -17,7 +18,7 @@ def forward(model: Model, x: Images) -> Logits:
     >>> forward(lambda x: x.flatten(1).bfloat16(), torch.zeros(2, 1, 1, 3)).dtype
     torch.float32
     """
-    return wide(model(x))
+    return wide(ask(model, x))
 
 
 def together(model: Model, *batches: Images) -> list[Logits]:

@@ -1,5 +1,7 @@
 """TRADES (Zhang et al. 2019)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,7 @@ from poise.defenses.common import kl, together
 from poise.draws import Draw
 from poise.rules import Always
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar
-from poise.threat import Ball, Linf
+from poise.threat import Ball, Linf, held
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Near:
 
     def steepest(self, grad: Images) -> Images:
         return self.ball.steepest(grad)
+
+    def held(self, center: Images) -> Near:
+        return Near(held(self.ball, center), self.noise)
 
     def sample(self, center: Images, draw: Draw) -> Images:
         return self.ball.project(center + self.noise * draw.normal(center), center, draw)

@@ -12,7 +12,7 @@ from torch import nn
 from poise.attacks.common import wide
 from poise.checks import check_images, check_logits, check_number, looks_like_probabilities
 from poise.diagnostics.finding import LEAST, Finding, of_images, reported
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.shapes import Images, Logits, Mask, Model
 
 REPEATED, REGROUPED = 1e-4, 1e-2  # of the logits' range: what repeating and another batch may change
@@ -96,7 +96,7 @@ def _undisturbed(model: Model, x: Images) -> Iterator[None]:
 
 
 def _logits(model: Model, x: Images) -> Logits:
-    out = model(x)
+    out = ask(model, x)
     if isinstance(out, np.ndarray):
         return torch.as_tensor(out)
     if not isinstance(out, torch.Tensor):

@@ -17,10 +17,11 @@ from poise.attacks.worst_case import WorstCase
 from poise.checks import InputError, check_choice, check_number, settle
 from poise.draws import Draw
 from poise.fast.prepare import Prepared, prepare
-from poise.objectives import Confidence, Gap, Objective
+from poise.objectives import UNITS, Confidence, Objective
+from poise.objectives import holds as holds_label
 from poise.rules import Always, StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
-from poise.threat import Ball
+from poise.threat import Ball, between, held
 
 Precision: TypeAlias = Literal["float32", "bf16"]
 MARGIN = 5e-5  # the least lead of p_y at the end; the attacks themselves leave 1e-4
@@ -156,6 +157,10 @@ class Around:
         """As the ball, times the image's scale."""
         return self.ball.steepest(grad) * per_image(self.scale).to(grad.dtype)
 
+    def held(self, center: Images) -> Around:
+        """The same, what depends on `origin` worked out once."""
+        return replace(self, ball=held(self.ball, self.origin))
+
     def sample(self, center: Images, draw: Draw) -> Images:
         """A random point of the ball round `origin`."""
         return self.ball.sample(self.origin, draw)
@@ -226,7 +231,7 @@ def _checked(
 
     def holds(at: Images, chosen: Mask | slice) -> Mask:
         logits = rejudged(model, at)
-        kept = (logits.argmax(dim=1) == y[chosen]) & (Gap()(logits, y[chosen]) >= MARGIN)
+        kept = holds_label(logits, y[chosen], MARGIN, units=UNITS // 2)
         if goal is not None and clean is not None:
             kept &= goal(logits, y[chosen]) <= goal(clean[chosen], y[chosen])
         return kept
@@ -234,14 +239,14 @@ def _checked(
     failed = ~holds(x_adv, slice(None))
     if not bool(failed.any()):
         return x_adv
-    start, way = center[failed], x_adv[failed] - center[failed]
-    near, far = torch.zeros(len(way), device=way.device), torch.ones(len(way), device=way.device)
+    start, end = center[failed], x_adv[failed]
+    near, far = torch.zeros(len(end), device=end.device), torch.ones(len(end), device=end.device)
     for _ in range(HALVINGS):
         middle = (near + far) / 2
-        kept = holds((start + per_image(middle).to(way.dtype) * way).clamp(0, 1), failed)
+        kept = holds(between(start, end, middle), failed)
         near, far = torch.where(kept, middle, near), torch.where(kept, far, middle)
     x_adv = x_adv.clone()
-    x_adv[failed] = (start + per_image(near).to(way.dtype) * way).clamp(0, 1)
+    x_adv[failed] = between(start, end, near)
     return x_adv
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from poise.fast.packed import PackedConv2d, packable
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.shapes import Images, Logits, Model
 
 LOGITS, GRADIENT = 1e-3, 0.1  # what rounding may change, relative to the largest logit and to the gradient
@@ -97,7 +97,7 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
 
     def right(net: Net) -> bool:
         with torch.no_grad():
-            off = (net(x) - logits).abs().amax() / logits.abs().amax().clamp_min(1)
+            off = (ask(net, x) - logits).abs().amax() / logits.abs().amax().clamp_min(1)
         turn = (slope(net, x, logits) - want).norm() / want.norm().clamp_min(1e-30)
         return bool(off <= LOGITS) and bool(turn <= GRADIENT)
 
@@ -147,7 +147,7 @@ def tensors(model: Model) -> list[Tensor]:
 def slope(model: Model, x: Images, logits: Logits) -> Images:
     """The input gradient of the predicted class's logit, less the mean of all."""
     at = x.detach().requires_grad_()
-    z = model(at)
+    z = ask(model, at)
     own = z.gather(1, logits.argmax(dim=1, keepdim=True))
     return torch.autograd.grad((own - z.mean(dim=1, keepdim=True)).sum(), at)[0]
 
@@ -218,7 +218,7 @@ def _calls(net: nn.Module, x: Images, kinds: tuple[type, ...]) -> dict[str, list
             handles.append(module.register_forward_hook(note))
     try:
         with torch.no_grad():
-            net(x)
+            ask(net, x)
     finally:
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from poise import models
 from poise.checks import check_logits
 from poise.data import ImageSet
 from poise.defenses import Defense, Vanilla
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.rows import Rows
 from poise.training.job import TrainJob
 
@@ -39,7 +39,7 @@ def features(net: nn.Module, model: nn.Module, data: ImageSet) -> Float[Tensor, 
     try:
         with evaluating(net):
             for x, y in data:
-                logits = model(x.to(device))
+                logits = ask(model, x.to(device))
                 check_logits(logits, len(x), y.to(device))
                 if not seen:
                     return None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from poise import models, store
 from poise.checks import InputError
 from poise.data import ImageSet
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.preparation import Preparation
 from poise.recalibration import logits_of, temperature
 from poise.training import checkpoint, selection
@@ -225,7 +225,7 @@ def _collapsed(net: nn.Module, data: ImageSet) -> bool:
     device, answers = next(net.parameters()).device, set[int]()
     with evaluating(net), torch.no_grad():
         for x, _ in data:
-            answers |= set(net(x.to(device)).argmax(dim=1).tolist())
+            answers |= set(ask(net, x.to(device)).argmax(dim=1).tolist())
             if len(answers) > 1:  # seen enough
                 break
     if collapsed := len(answers) == 1 < len(data.classes):

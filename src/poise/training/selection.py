@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from poise import attacks
 from poise.checks import InputError, NotFiniteError
 from poise.data import ImageSet
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.shapes import Labels
 
 WATCHED = 512  # images looked at after every epoch
@@ -98,5 +98,5 @@ def _counts(model: nn.Module, x: Tensor, y: Labels, eps: float, which: Sequence[
 
 @torch.no_grad()
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    logits: Tensor = model(x)
+    logits: Tensor = ask(model, x)
     return logits

@@ -14,7 +14,7 @@ from poise.draws import Draw
 from poise.fast import accelerated
 from poise.recipes.paper.scale import Setting
 from poise.shapes import Images
-from poise.threat import Ball, Linf, Masked
+from poise.threat import Ball, Linf, Masked, Within
 
 Reading: TypeAlias = Literal["ours", "paper", "cited"]
 READINGS: Mapping[str, str] = {
@@ -96,9 +96,9 @@ class Unclipped(Linf):
     -0.25
     """
 
-    def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
-        """The nearest point whose pixels are within eps of the centre's."""
-        return center + (x - center).clamp(-self.eps, self.eps)
+    def held(self, center: Images) -> Within:
+        """The ball round this centre alone."""
+        return Within.of(self, center)
 
 
 @dataclass(frozen=True)

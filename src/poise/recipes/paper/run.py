@@ -14,7 +14,7 @@ from poise import data, models, store, training
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.metrics.perturbation import structural_similarity
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.preparation import Preparation
 from poise.progress import Progress, silent
 from poise.recipes.audit import audit
@@ -138,7 +138,7 @@ def _unheld(job: Job, place: Place, progress: Progress) -> None:
             x = x.to(device)
             x_adv = attack(net, x, y if attack.uses_labels else None)
             with evaluating(net), torch.no_grad():
-                kept = net(x_adv).argmax(dim=1) == net(x).argmax(dim=1)
+                kept = ask(net, x_adv).argmax(dim=1) == ask(net, x).argmax(dim=1)
             away = (x_adv - x).abs().flatten(1)
             columns = {
                 "delta_w": away.mean(dim=1),

@@ -9,7 +9,7 @@ import torch
 
 from poise.checks import InputError, check_images, check_number
 from poise.draws import Draw
-from poise.modes import differentiable
+from poise.modes import ask, differentiable
 from poise.shapes import Images, Model, PerSample
 from poise.threat import Linf
 
@@ -98,7 +98,7 @@ def random_signs(x: Images, *, eps: float, seed: int = 0) -> Images:
 def _saliency(net: Model, x: Images) -> Images:
     with differentiable(net):
         x = x.detach().clone().requires_grad_()
-        logits = net(x).double()
+        logits = ask(net, x).double()
         first = logits.argmax(dim=1, keepdim=True)
         others = logits.scatter(1, first, float("-inf")).logsumexp(dim=1)
         odds = logits.gather(1, first)[:, 0] - others
