@@ -143,3 +143,35 @@ def test_the_least_budget_s_points_hold_it():
 
     curves.minimum_eps(net, x, lambda eps: auto(eps=eps, steps=5), [0.03, 0.1], threshold=0.9, norm=linf)
     assert all(holds(moved, x, "linf", 0.1) for moved in found)
+
+
+class Coarse(torch.nn.Module):
+    """Logits near 3e6, sums of 256 large terms, whose last digits another order of summing changes."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.last = torch.nn.Linear(256, 3, bias=False)
+        with torch.no_grad():
+            spread = torch.randn(3, 256, generator=torch.Generator().manual_seed(seed))
+            self.last.weight.copy_(2e4 * (1 + 0.05 * spread))
+
+    def forward(self, x):
+        return self.last(x.flatten(1))
+
+
+KEEPING = [name for name in ATTACKS if "margin" in inspect.signature(ATTACKS[name]).parameters]
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("seed", range(3))
+def test_labels_hold_in_float64_where_the_logits_are_coarse(name, seed):
+    net, x = Coarse(seed), images(40, seed, shape=(1, 16, 16))
+    options = {"eps": 0.3, "step": 0.02, "steps": 60, "queries": 100, "keep": "best"}
+    with torch.no_grad():
+        y = net(x).argmax(dim=1)
+        kept = (net(x).topk(2, dim=1).values.diff(dim=1)[:, 0] < -100).nonzero()[:, 0]  # x itself tells
+    x_adv = fitted(ATTACKS, name, **options)(net, x)
+    net.double()
+    with torch.no_grad():
+        now = net(x_adv.double())
+    assert torch.equal(now.argmax(dim=1)[kept], y[kept]) and len(kept) > 10

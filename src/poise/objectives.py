@@ -25,7 +25,7 @@ def rival(values: Logits, y: Labels) -> PerSample:
     return others.max(dim=1).values
 
 
-UNITS = 64  # of the last place of the largest logit: what another kernel, batch or precision may change
+UNITS = 32  # of the last place of the largest logit: what another kernel, batch or precision may change
 
 
 def holds(logits: Logits, y: Labels, margin: float, *, units: int = UNITS) -> Mask:

@@ -6,6 +6,7 @@ images' dtype or in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -258,8 +259,9 @@ def largest(eps: float, dtype: torch.dtype) -> float:
     >>> largest(0.1, torch.float32) < 0.1, largest(0.5, torch.bfloat16), largest(0.1, torch.float64)
     (True, 0.5, 0.1)
     """
-    near = torch.tensor(eps, dtype=dtype)
-    return float(near if near.double() <= eps else torch.nextafter(near, torch.zeros_like(near)))
+    info = torch.finfo(dtype)
+    unit = max(math.ldexp(info.eps, math.frexp(eps)[1] - 1), info.tiny * info.eps)
+    return math.floor(eps / unit) * unit
 
 
 SUMS = {"l2": 1 / 128, "l1": 1 / 8, "linf": 0.0}  # the most units that torch's norm is off, a pixel
