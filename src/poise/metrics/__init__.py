@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from poise.metrics import certified
 from poise.metrics.calibration import Reliability, brier, ece, nll, reliability
 from poise.metrics.confidence import accuracy, confidence, label_kept
 from poise.metrics.perturbation import delta_w, l2, linf, ssim
@@ -34,6 +35,7 @@ __all__ = [
     "Reliability",
     "accuracy",
     "brier",
+    "certified",
     "confidence",
     "delta_w",
     "ece",
