@@ -104,7 +104,7 @@ def test_caat_attacks_under_and_if_asked_over():
     x, _ = smooth_batch()
     net = smooth_net().eval()
     under, over = defenses.caat(eps=EPS, step=EPS / 5, over=True).attacks
-    assert under == attacks.dropout(eps=EPS, step=EPS / 5, steps=10, keep_fraction=0.95)
+    assert under == attacks.dropout(eps=EPS, step=EPS / 5, steps=10, keep_fraction=0.05)
     confidence = [
         net(image).softmax(dim=1).amax(dim=1).mean() for image in (under(net, x), x, over(net, x))
     ]

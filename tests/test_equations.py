@@ -7,12 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from nets import images
-from poise.attacks import dropout, dropout_rescaled
+from poise.attacks import dropout, dropout_accumulated, dropout_rescaled
 from poise.draws import Draw
 from poise.objectives import Confidence, Gap, NegativeCrossEntropy, SmoothedCrossEntropy
 from poise.rules import Always, StepBack
 from poise.shapes import Point
-from poise.threat import Linf, Masked
+from poise.threat import Linf, Masked, Sparse
 
 SIGMAS = 5  # a two-sided error rate of 6e-7 for each comparison of a normal mean
 
@@ -98,7 +98,8 @@ def test_rescale_stays_in_the_box():
 
 
 def test_the_dropout_attack_takes_its_mask_from_keep_fraction():
-    assert dropout(eps=0.1, keep_fraction=0.3).ball == Masked(Linf(0.1), 0.3)
+    assert dropout(eps=0.1, keep_fraction=0.3).ball == Sparse(Linf(0.1), 0.3)
+    assert dropout_accumulated(eps=0.1, keep_fraction=0.3).ball == Masked(Linf(0.1), 0.3)
     assert dropout_rescaled(eps=0.1, keep_fraction=0.3).ball == Masked(Linf(0.1), 0.3, rescale=True)
 
 

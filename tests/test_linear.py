@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nets import Linear, confidence, images, predictions
-from poise.attacks import adaptive, confsmooth, dropout, fgsm, pgd
+from poise.attacks import adaptive, confsmooth, dropout_accumulated, fgsm, pgd
 
 EPS = 0.06
 SHAPES = [(1, 1, 2), (1, 28, 28), (3, 8, 8)]
@@ -162,7 +162,7 @@ def test_dropout_reaches_the_corner_on_the_pixels_that_its_last_mask_keeps(seed)
     model = out_of_reach(seed, x.shape[1:], x)
     optimum = (x - EPS * model.weight.sign()).clamp(0, 1)
     # Steps of the whole radius: whatever was dropped before is made good at once.
-    x_adv = dropout(eps=EPS, step=2 * EPS, steps=3, keep_fraction=0.7)(model, x)
+    x_adv = dropout_accumulated(eps=EPS, step=2 * EPS, steps=3, keep_fraction=0.7)(model, x)
     kept = x_adv != x
     torch.testing.assert_close(x_adv[kept], optimum[kept], **CLOSE)
     movable = optimum != x
@@ -175,7 +175,7 @@ def test_dropout_reaches_the_corner_on_the_pixels_that_its_last_mask_keeps(seed)
 def test_dropout_draws_a_fresh_mask_at_every_step(seed):
     x = 0.25 + 0.5 * images(4, seed, dtype=torch.float64)
     model = out_of_reach(seed, x.shape[1:], x)
-    path = dropout(eps=EPS, step=2 * EPS, steps=4, keep_fraction=0.5).path(model, x)
+    path = dropout_accumulated(eps=EPS, step=2 * EPS, steps=4, keep_fraction=0.5).path(model, x)
     _, *masks = [at.x != x for at in path]
     # Two independent halves agree in half of the pixels: 5 sigma, nine comparisons, error rate 5e-6.
     for one, other in pairwise(masks):

@@ -245,7 +245,7 @@ def test_trace_of_adaptive_stands_still_on_a_step_back():
 def test_traces_end_where_the_attack_does_and_belong_to_the_image():
     # float64: in float32 the batch's make-up can turn the sign of a gradient near 0, and a whole step
     net, x = conv_net(1, dtype=torch.float64), images(6, 3, dtype=torch.float64)
-    attack = attacks.dropout(eps=0.1, step=0.05, steps=6, keep_fraction=0.5)
+    attack = attacks.dropout_accumulated(eps=0.1, step=0.05, steps=6, keep_fraction=0.5)
     walks = traces(net, x, attack, seed=3)
     x_adv = attack(net, x, generator=torch.Generator().manual_seed(3))
     assert walks.shape == (6, 7, 5)

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
-from poise.checks import check_number, settle
+from poise.checks import check_choice, check_number, settle
 from poise.objectives import holds
 from poise.shapes import Mask, PerSample, Point
 
+Accept: TypeAlias = Literal["label", "improving"]
 StepRule: TypeAlias = Callable[[Point, Point, PerSample], tuple[Mask, PerSample]]
 
 
@@ -26,13 +27,16 @@ class StepBack:
     """Step back where the label is lost, and adapt the size (eqs. 5-6).
 
     The label counts as kept while y is the prediction and leads its rival by `margin` in
-    probability. A margin of 0 is the paper's rule to the letter, but leaves images on ties that
-    another batch size or precision decides otherwise.
+    probability. A margin of 0 is eq. 6, but leaves images on ties that another batch size or precision
+    decides otherwise. With `improving` a step that keeps the label without lowering the loss is not kept
+    either, and its size stays: the listing of Algorithm 1 (lines 9-13), which can stand still for good,
+    since neither the point nor the size changes then.
     """
 
     shrink: float = 0.5
     grow: float = 1.1  # λ of eq. 5
     margin: float = 0.0
+    improving: bool = False
 
     def __post_init__(self) -> None:
         settle(self)
@@ -44,7 +48,17 @@ class StepBack:
         kept = holds(new.logits, new.y, self.margin)
         improved = kept & (new.loss < at.loss)
         size = torch.where(kept, torch.where(improved, size * self.grow, size), size * self.shrink)  # eq. 5
-        return kept, size  # eq. 6
+        return improved if self.improving else kept, size  # eq. 6
+
+
+def step_back(grow: float, margin: float, accept: Accept) -> StepBack:
+    """The paper's rule, by eq. 6 ("label") or by the listing of Algorithm 1 ("improving").
+
+    >>> step_back(1.1, 0.0, "improving").improving
+    True
+    """
+    check_choice("accept", accept, ("label", "improving"))
+    return StepBack(grow=grow, margin=margin, improving=accept == "improving")
 
 
 @dataclass(frozen=True)

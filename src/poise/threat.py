@@ -27,8 +27,11 @@ class Ball(Protocol):
         """The point of the ball round `center` that stands for `x`."""
         ...
 
-    def steepest(self, grad: Images) -> Images:
-        """The direction of size 1 along which a function with this gradient rises fastest."""
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
+        """The direction of size 1 along which a function with this gradient rises fastest.
+
+        A ball whose steps are random takes their draw; the others need none.
+        """
         ...
 
     def sample(self, center: Images, draw: Draw) -> Images:
@@ -59,7 +62,7 @@ class Linf:
         within = Within.of(self, center)
         return replace(within, low=within.low.clamp_min(0), high=within.high.clamp_max(1))
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         return grad.sign()
 
     def sample(self, center: Images, draw: Draw) -> Images:
@@ -86,7 +89,7 @@ class Within:
         delta = (x - center).clamp_(-self.reach, self.reach)  # in place, where memory costs more than sums
         return delta.add_(center).clamp_(self.low, self.high).to(center.dtype)
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         return self.ball.steepest(grad)
 
     def sample(self, center: Images, draw: Draw) -> Images:
@@ -116,7 +119,7 @@ class L2:
         shrink = torch.where(length > longest, longest / length, 1.0).to(wide)
         return added(center, delta * per_image(shrink)).clamp(0, 1)
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         largest = grad.flatten(1).abs().amax(dim=1)
         grad = grad / per_image(torch.where(largest > 0, largest, torch.ones_like(largest)))
         length = torch.linalg.vector_norm(grad.flatten(1), dim=1)  # numbers of size 1: no underflow
@@ -168,7 +171,7 @@ class L1:
         change = change * torch.where(total > longest, longest / total, 1.0)  # what rounding has added
         return added(center, change.reshape(x.shape)).clamp(0, 1)
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         """Equal steps on the twentieth of the pixels with the largest gradient (Tramèr & Boneh 2019)."""
         flat = grad.flatten(1)
         many = max(1, flat.shape[1] // 20)
@@ -197,13 +200,7 @@ class Masked:
 
     def __post_init__(self) -> None:
         settle(self)
-        check_number(
-            "keep_fraction",
-            self.keep_fraction,
-            1e-6,
-            1,
-            hint="it is the share of pixels kept (p of eq. 2), not the share dropped",
-        )
+        _check_share(self.keep_fraction)
 
     def project(self, x: Images, center: Images, draw: Draw) -> Images:
         mask = draw.uniform(center) < self.keep_fraction  # eq. 2
@@ -216,11 +213,46 @@ class Masked:
         """The same round this centre alone."""
         return replace(self, ball=held(self.ball, center))
 
-    def steepest(self, grad: Images) -> Images:
-        return self.ball.steepest(grad)
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
+        return self.ball.steepest(grad, draw)
 
     def sample(self, center: Images, draw: Draw) -> Images:
         return self.ball.sample(center, draw)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """The same ball, in which a step moves a random share of the pixels alone, fresh ones each time.
+
+    What earlier steps changed stays: after t steps about 1 − (1 − keep_fraction)^t of them were moved.
+    """
+
+    ball: Ball
+    keep_fraction: float
+
+    def __post_init__(self) -> None:
+        settle(self)
+        _check_share(self.keep_fraction)
+
+    def project(self, x: Images, center: Images, draw: Draw) -> Images:
+        return self.ball.project(x, center, draw)
+
+    def held(self, center: Images) -> Sparse:
+        """The same round this centre alone."""
+        return replace(self, ball=held(self.ball, center))
+
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
+        """The ball's direction at the pixels drawn (eq. 2), 0 at the others; without a draw, seed 0's."""
+        mask = (draw or Draw.of(grad)).uniform(grad) < self.keep_fraction
+        return torch.where(mask, self.ball.steepest(grad, draw), 0.0)
+
+    def sample(self, center: Images, draw: Draw) -> Images:
+        return self.ball.sample(center, draw)
+
+
+def _check_share(keep_fraction: float) -> None:
+    hint = "it is the share of pixels kept (p of eq. 2), not the share dropped"
+    check_number("keep_fraction", keep_fraction, 1e-6, 1, hint=hint)
 
 
 def held(ball: Ball, center: Images) -> Ball:

@@ -19,7 +19,7 @@ from poise.attacks.carlini import cw
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.deepfool import deepfool
 from poise.attacks.descent import Attack, Descent
-from poise.attacks.dropout import dropout, dropout_cited, dropout_rescaled
+from poise.attacks.dropout import dropout, dropout_accumulated, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
 from poise.attacks.pgd_bisect import pgd_bisect
@@ -55,7 +55,8 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "square_max_miscalibration": square_max_miscalibration,
     "square_random_confidence": square_random_confidence,
 }
-READINGS: Mapping[str, Callable[..., Attack]] = {  # to compare published numbers with: they leave the ball
+READINGS: Mapping[str, Callable[..., Attack]] = {  # other readings of the paper
+    "dropout_accumulated": dropout_accumulated,
     "dropout_rescaled": dropout_rescaled,
     "dropout_cited": dropout_cited,
 }
@@ -98,6 +99,7 @@ __all__ = [
     "cw",
     "deepfool",
     "dropout",
+    "dropout_accumulated",
     "dropout_cited",
     "dropout_rescaled",
     "fgsm",

@@ -2,7 +2,7 @@
 
 from poise.attacks.descent import Descent, Keep, margin_for
 from poise.objectives import Confidence, SmoothedCrossEntropy
-from poise.rules import StepBack
+from poise.rules import Accept, step_back
 from poise.threat import ball, first_step
 
 
@@ -15,12 +15,16 @@ def confsmooth(
     grow: float = 1.1,
     margin: float | None = None,
     keep: Keep = "best",
+    accept: Accept = "label",
     norm: str = "linf",
 ) -> Descent:
-    """Spread the confidence over all classes without losing the label (the paper's eqs. 4-7)."""
+    """Spread the confidence over all classes without losing the label (the paper's eqs. 4-7).
+
+    accept and keep: as in `adaptive`.
+    """
     return Descent(
         objective=SmoothedCrossEntropy(smoothing),  # eq. 7
-        rule=StepBack(grow=grow, margin=margin_for(keep, margin)),  # eqs. 5-6
+        rule=step_back(grow, margin_for(keep, margin), accept),  # eqs. 5-6
         ball=ball(norm, eps),
         step=first_step(norm, eps, step, steps),
         steps=steps,

@@ -148,7 +148,7 @@ class Descent:
         beat = pulse(at).double()  # adds up without overflow
         for t in range(1, self.steps + 1):
             assert at.grad is not None
-            way = per_image(size) * ball.steepest(at.grad)
+            way = per_image(size) * ball.steepest(at.grad, draw.at(t))
             moved = ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)

@@ -13,7 +13,7 @@ from poise.defenses.adversarial import (
     uat_smooth,
     uat_smooth_unprojected,
 )
-from poise.defenses.caat import caat, caat_cited, caat_rescaled
+from poise.defenses.caat import caat, caat_accumulated, caat_cited, caat_rescaled
 from poise.defenses.ccat import ccat
 from poise.defenses.dca import dca
 from poise.defenses.falcon import falcon
@@ -41,9 +41,10 @@ DEFENSES: Mapping[str, Callable[..., Defense]] = {
     "falcon": falcon,
     "dca": dca,
 }
-READINGS: Mapping[str, Callable[..., Defense]] = {  # to compare published numbers with: they leave the ball
+READINGS: Mapping[str, Callable[..., Defense]] = {  # other readings of the paper
     "uat-gap-unprojected": uat_gap_unprojected,
     "uat-smooth-unprojected": uat_smooth_unprojected,
+    "caat-accumulated": caat_accumulated,
     "caat-rescaled": caat_rescaled,
     "caat-cited": caat_cited,
 }
@@ -70,6 +71,7 @@ __all__ = [
     "adversarial_training",
     "build",
     "caat",
+    "caat_accumulated",
     "caat_cited",
     "caat_rescaled",
     "ccat",

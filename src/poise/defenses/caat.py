@@ -47,7 +47,7 @@ def caat(
     eps: float = 8 / 255,
     step: float = 5 / 255,
     steps: int = 10,
-    keep_fraction: float = 0.95,
+    keep_fraction: float = 0.05,
     over: bool = False,
 ) -> CalibrationTraining:
     """CAAT: train on images of the Dropout attack, less confident than x (Obadinma et al. 2024).
@@ -68,6 +68,20 @@ def caat(
         keep="last",
     )
     return CalibrationTraining((under, raising))
+
+
+def caat_accumulated(
+    *, eps: float = 8 / 255, step: float = 5 / 255, steps: int = 10, keep_fraction: float = 0.05
+) -> CalibrationTraining:
+    """CAAT by eqs. 2-3 literally; with keep_fraction=0.95 the default before (Obadinma et al. 2024).
+
+    >>> caat_accumulated(keep_fraction=0.95).attacks[0].ball.keep_fraction
+    0.95
+    """
+    check_count("steps", steps, 1)
+    return CalibrationTraining(
+        (attacks.dropout_accumulated(eps=eps, step=step, steps=steps, keep_fraction=keep_fraction),)
+    )
 
 
 def caat_rescaled(

@@ -32,8 +32,8 @@ class Near:
     def project(self, x: Images, center: Images, draw: Draw) -> Images:
         return self.ball.project(x, center, draw)
 
-    def steepest(self, grad: Images) -> Images:
-        return self.ball.steepest(grad)
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
+        return self.ball.steepest(grad, draw)
 
     def held(self, center: Images) -> Near:
         return Near(held(self.ball, center), self.noise)

@@ -153,9 +153,9 @@ class Around:
         """The point of the ball round `origin` that stands for x."""
         return self.ball.project(x, self.origin, draw)
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         """As the ball, times the image's scale."""
-        return self.ball.steepest(grad) * per_image(self.scale).to(grad.dtype)
+        return self.ball.steepest(grad, draw) * per_image(self.scale).to(grad.dtype)
 
     def held(self, center: Images) -> Around:
         """The same, what depends on `origin` worked out once."""

@@ -16,7 +16,7 @@ from poise.models import MODELS, SOURCES
 
 TABLES = {
     "attacks": ATTACKS,
-    "published readings of attacks, which leave their ball": READINGS,
+    "other readings of attacks (rescaled and cited leave their ball)": READINGS,
     "defenses": DEFENSES,
     "published readings of defenses": DEFENSE_READINGS,
     "models": MODELS,

@@ -18,8 +18,8 @@ from poise.threat import Ball, Linf, Masked, Within
 
 Reading: TypeAlias = Literal["ours", "paper", "cited"]
 READINGS: Mapping[str, str] = {
-    "ours": "every attack held to S and to [0, 1]; of step-back attacks the best iterate; Dropout by "
-    "eqs. 2-3",
+    "ours": "every attack held to S and to [0, 1]; of step-back attacks the best iterate; Dropout of "
+    "95 % of each step's change, the label kept",
     "paper": "what the published numbers point to: the last iterate; Dropout's survivors rescaled by 1/p, "
     "which leaves S; in Table 2 step-back attacks held to nothing, and no [0, 1]",
     "cited": "as `paper`, but Dropout as the cited work's code: up the true label's cross-entropy",
@@ -78,7 +78,7 @@ class Free:
         """The point itself."""
         return x
 
-    def steepest(self, grad: Images) -> Images:
+    def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         """The gradient's sign."""
         return grad.sign()
 
