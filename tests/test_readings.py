@@ -11,6 +11,8 @@ from nets import conv_net, images, predictions
 from poise import InputError
 from poise.attacks import adaptive, confsmooth, dropout, dropout_accumulated
 from poise.draws import Draw
+from poise.rules import step_back
+from poise.shapes import Point
 from poise.threat import Linf, Sparse
 
 
@@ -62,14 +64,24 @@ def test_a_sparse_direction_is_the_balls_own_where_it_is_not_0():
     assert not torch.equal(way, Sparse(Linf(0.1), 0.25).steepest(grad, draw.at(1)))
 
 
+def test_the_listing_takes_back_what_does_not_improve():
+    """Four images: better, worse with the label kept, better with the label lost, as before."""
+    logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    x, y, size = torch.zeros(4, 1, 1, 1), torch.zeros(4).long(), torch.ones(4)
+    at = Point(x, y, logits[[0, 0, 0, 0]], torch.tensor([1.0, 1.0, 1.0, 1.0]), None)
+    new = Point(x, y, logits, torch.tensor([0.5, 1.5, 0.5, 1.0]), None)
+    kept, then = step_back(1.1, 0.0, "label")(at, new, size)
+    assert kept.tolist() == [True, True, False, True] and then.tolist() == pytest.approx([1.1, 1, 0.5, 1])
+    kept, then = step_back(1.1, 0.0, "improving")(at, new, size)
+    assert kept.tolist() == [True, False, False, False] and then.tolist() == pytest.approx([1.1, 1, 0.5, 1])
+
+
 @pytest.mark.parametrize("factory", [adaptive, confsmooth])
-def test_the_listing_takes_back_what_does_not_improve(factory):
+def test_the_listings_loss_never_rises_and_its_label_stays(factory):
     net, x = conv_net(1, dtype=torch.float64), images(8, 1, dtype=torch.float64)
-    listed = list(factory(eps=0.2, steps=20, keep="last", accept="improving").path(net, x))
-    assert all((b.loss <= a.loss).all() for a, b in itertools.pairwise(listed))
-    moved = list(factory(eps=0.2, steps=20, keep="last").path(net, x))
-    assert any((b.loss > a.loss).any() for a, b in itertools.pairwise(moved))  # eq. 6 does not
-    assert torch.equal(predictions(net, listed[-1].x), predictions(net, x))
+    path = list(factory(eps=0.2, keep="last", accept="improving").path(net, x))
+    assert all((b.loss <= a.loss).all() for a, b in itertools.pairwise(path))
+    assert torch.equal(predictions(net, path[-1].x), predictions(net, x))
 
 
 def test_other_words_are_refused():
