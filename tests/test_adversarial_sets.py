@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 import warnings
 
 import numpy as np
@@ -409,6 +410,7 @@ BIG = np.full((4, 3, 8, 8), 0.5, dtype=np.float32)
         ({"facts": {"norm": ["linf"]}}, "norm must be one of"),
         ({"facts": {"keep_labels": 1}}, "keep_labels"),
         ({"facts": {"classes": 1}}, "classes must be"),
+        ({"facts": {"attack": "\ud800"}}, "not UTF-8"),
         ({"facts": {"classes": None}}, "it must hold"),
         ({"facts": {"format": "other"}}, "its format is 'other'"),
     ],
@@ -483,6 +485,10 @@ def _set_of(file):
         lambda c: c["columns"].update(y=[0, 1, 2, 10**30]),
         lambda c: c["columns"].update(y=["0", 1, 2, 3]),
         lambda c: c["columns"].update(y=[]),
+        lambda c: c["columns"].update(y=[0, 1, 2, 1.5]),
+        lambda c: c["columns"].update(answer=[0, 1, 2, True]),
+        lambda c: c["columns"].update(share=[1, 1, 1, True]),
+        lambda c: c.update(shape=[4.5, 3, 8, 8]),
         lambda c: c["columns"].update(y=[[0], [1], [2], 3]),
     ],
 )
@@ -490,6 +496,21 @@ def test_a_folder_that_cannot_be_is_refused(change, written):
     rewrite(written / "set", change)
     with pytest.raises(InputError, match="damaged"):
         load(written / "set")
+
+
+def test_facts_that_are_said_twice_are_refused(written):
+    file = written / "set" / "set.json"
+    file.write_text(file.read_text().replace('"eps"', '"eps": 0.001, "eps"', 1))
+    with pytest.raises(InputError, match="names something twice"):
+        load(written / "set")
+
+
+def test_an_array_that_unpacks_to_much_more_than_its_file_is_refused(written, monkeypatch):
+    room = sys.modules["poise.data.npz"]  # the function of that name hides it
+    monkeypatch.setattr(room, "UNPACKED", 100)
+    monkeypatch.setattr(room, "RATIO", 0)
+    with pytest.raises(InputError, match="would unpack to"):
+        load(written / "set.npz")
 
 
 def test_what_is_not_there_or_no_set_is_refused(written):

@@ -376,3 +376,34 @@ def test_arrays_that_are_not_what_they_seem(tmp_path, changes, message):
     np.savez(tmp_path / "set.npz", **arrays(**changes))
     with pytest.raises(InputError, match=message):
         data.load(f"npz:{tmp_path}/set.npz")
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("tag", [6, 2, 1, 0, 99])
+def test_images_that_a_tag_turns_are_counted_and_read_as_stored(kind, tag, tmp_path):
+    exif, image = Image.Exif(), Image.new("L", (4, 6), 9)
+    exif[0x0112] = tag
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / f"x.{kind}", exif=exif)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ((x, _),) = data.load(f"folder:{tmp_path}")
+    followed = kind == "tif"  # by Pillow
+    assert x.shape[2:] == ((4, 6) if followed and tag == 6 else (6, 4))
+    said = [str(w.message) for w in caught]
+    assert len(said) == (tag in (6, 2) and not followed)
+    assert all(
+        "2 images have a tag (EXIF) that turns them" in text and f"x.{kind}" in text for text in said
+    )
+
+
+def test_a_turned_tiff_is_turned_once_whatever_its_mode(tmp_path):
+    values = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter clockwise
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.fromarray(values).save(tmp_path / name / "x.tif", exif=exif)
+    ((x, _),) = data.load(f"folder:{tmp_path}")
+    assert (255 * x[0, 0]).round().int().tolist() == np.rot90(values, -1).tolist()

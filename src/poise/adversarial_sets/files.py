@@ -18,6 +18,8 @@ from torch import Tensor
 
 from poise import store
 from poise.checks import BROKEN, InputError
+from poise.data.npz import read_array
+from poise.job_file import read_json
 
 FORMAT = "poise adversarial set 1"
 MODES = {1: "L", 3: "RGB"}  # a picture of so many channels
@@ -98,10 +100,10 @@ def _write_folder(folder: Path, facts: Mapping[str, Any], tensors: Mapping[str, 
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    content = read_json(folder / FACTS)
     facts, columns, shape = dict(content["facts"]), dict(content["columns"]), content["shape"]
-    n, channels, height, width = (int(v) for v in shape)
-    if n < 1 or n != len(columns["y"]) or channels not in MODES:
+    n, channels, height, width = shape
+    if any(type(v) is not int for v in shape) or n < 1 or n != len(columns["y"]) or channels not in MODES:
         raise ValueError(f"{len(columns['y'])} labels for images of shape {shape}")
     tensors = {name: _column(name, values) for name, values in columns.items()}
     for name in PICTURES:
@@ -113,7 +115,12 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _column(name: str, values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64 if name in ("y", "answer") else torch.float32)
+    whole = name in ("y", "answer")
+    if not isinstance(values, list) or any(
+        type(v) not in ((int,) if whole else (int, float)) for v in values
+    ):
+        raise ValueError(f"{name} must be a list of {'whole ' * whole}numbers")
+    return torch.tensor(values, dtype=torch.int64 if whole else torch.float32)
 
 
 def _picture(file: Path, mode: str, size: tuple[int, int]) -> Tensor:
@@ -132,7 +139,7 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with np.load(file, allow_pickle=False) as content:
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("it is no .npz file")
-        arrays = {name: content[name] for name in content.files}
+        arrays = {name: read_array(content, name, repr(str(file))) for name in content.files}
     facts = json.loads(str(arrays.pop("facts")))
     if not isinstance(facts, dict):
         raise ValueError("its facts are no table")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from poise.adversarial_sets import files
 from poise.adversarial_sets.rounding import check_8_bits, check_budget
-from poise.checks import InputError, check_choice, check_count, check_number
+from poise.checks import InputError, check_choice, check_count, check_number, check_text
 from poise.threat import BALLS
 
 KINDS = {
@@ -51,6 +51,7 @@ def _check_facts(facts: dict[str, Any]) -> None:
     check_choice("norm", facts["norm"], BALLS)
     if not isinstance(facts["attack"], str) or not isinstance(facts["keep_labels"], bool):
         raise InputError("attack must be a text and keep_labels true or false")
+    check_text(facts["attack"], "attack")
     if facts["classes"] is not None:
         check_count("classes", facts["classes"], 2)
 

@@ -6,7 +6,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,7 @@ LARGEST = 89_478_485  # pixels; Pillow's limit, a quarter of a gigabyte in colou
 # no format that Pillow hands to another program (PostScript), or that holds no pixels of its own
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 DARK = 1 << 12  # 16-bit values all under a sixteenth of white: they hold 12 bits, or 8
+ORIENTATION = 0x0112  # the EXIF tag
 GREY = ("1", "L", "LA", "La", "I", "F")
 WAYS: dict[str, Image.Resampling] = {way: Image.Resampling[way.upper()] for way in INTERPOLATIONS}
 
@@ -34,6 +35,7 @@ def opened(file: BinaryIO | Path, name: str) -> Image.Image:
     """
     with _reading(name):
         image = Image.open(file, formats=FORMATS)
+        image.filename = ""  # or Pillow maps it, and reads a TIFF that is to be turned in the wrong order
     width, height = image.size
     if width * height > LARGEST:
         image.close()
@@ -58,8 +60,8 @@ def decoded(image: Image.Image, name: str, channels: Channels, *, bits: int | No
     """The image as mode L or RGB.
 
     16-bit values give the high 8 of their bits, transparent parts are seen on white, palettes and CMYK
-    become colours, colours become grey by ITU-R 601. Tags that turn an image (EXIF) are not followed, as in
-    torchvision.
+    become colours, colours become grey by ITU-R 601. Tags that turn an image (EXIF) are followed in TIFF
+    alone, as in torchvision; `turned` tells of the others.
 
     Raises:
         InputError: a damaged file, one of several pages, or values without a known range.
@@ -80,6 +82,13 @@ def decoded(image: Image.Image, name: str, channels: Channels, *, bits: int | No
             seen = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), seen).convert("RGB")
         return image.convert("L" if channels == "grey" else "RGB")
+
+
+def turned(image: Image.Image) -> bool:
+    """Whether a decoded image's tag says that it is to be turned or mirrored before it is seen."""
+    with suppress(*BROKEN):  # a damaged tag says nothing
+        return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    return False
 
 
 def prepared(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:

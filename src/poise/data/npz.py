@@ -58,9 +58,9 @@ def npz(
         _mapped(path, f"{split}_images", arrays), f"{split}_images of {where}", bits=preparation.bits
     )
     labels: dict[str, NDArray[Any]] = {
-        name: _array(arrays, f"{name}_labels", where) for name in SPLITS if f"{name}_labels" in arrays
+        name: read_array(arrays, f"{name}_labels", where) for name in SPLITS if f"{name}_labels" in arrays
     }
-    names = _names(_array(arrays, "classes", where), where) if "classes" in arrays else None
+    names = _names(read_array(arrays, "classes", where), where) if "classes" in arrays else None
     if column is not None or any(y.ndim == 2 and y.shape[1] > 1 for y in labels.values()):
         labels, names = _one_of_many(labels, column, names, where)
     y = {name: as_labels(values, f"{name}_labels of {where}") for name, values in labels.items()}
@@ -185,7 +185,12 @@ def _check_keys(arrays: Any, split: Split, where: str) -> None:
         )
 
 
-def _array(arrays: Any, key: str, where: str) -> NDArray[Any]:
+def read_array(arrays: Any, key: str, where: str) -> NDArray[Any]:
+    """An array of an .npz file, which is just as long as it says, and not far longer than its zip file.
+
+    Raises:
+        InputError: another length, pickled objects, or a damaged file.
+    """
     with _reading(key, where):
         _check_claims(arrays.zip, f"{key}.npy")
         return np.asarray(arrays[key])
@@ -245,7 +250,7 @@ def _mapped(path: Path, key: str, arrays: Any) -> NDArray[Any]:
                     file.seek(info.header_offset)
                     lengths = struct.unpack("<26x2H", file.read(30))  # at the end of a local header
                 return np.memmap(path, dtype, "c", info.header_offset + 30 + sum(lengths) + begin, shape)
-    return _array(arrays, key, where)
+    return read_array(arrays, key, where)
 
 
 def _check_sum(arrays: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:

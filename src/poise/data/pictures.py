@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from poise.checks import InputError
-from poise.data.decoding import colours, decoded, prepared, unwarned
+from poise.data.decoding import colours, decoded, prepared, turned, unwarned
 from poise.preparation import Channels, Preparation
 
 NAMED = 12  # damaged files, at most, in a warning
@@ -85,15 +85,17 @@ class Pictures:
         """`read` of each part, while the next is decoded already."""
         ahead: deque[list[Future[NDArray[np.uint8]]]] = deque()
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+        tagged = list[str]()
         try:
             for part in parts:
-                ahead.append([pool.submit(self._pixels, i) for i in self.index[part].tolist()])
+                ahead.append([pool.submit(self._pixels, i, tagged) for i in self.index[part].tolist()])
                 if len(ahead) == 2:
                     yield self._joined(ahead.popleft())
             while ahead:
                 yield self._joined(ahead.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+            _tell_of(tagged)
 
     def digests(self) -> Iterator[bytes]:
         """What the pixels depend on: the preparation, then every image as it is stored."""
@@ -112,11 +114,13 @@ class Pictures:
             block[place] = torch.from_numpy(image.result())
         return block
 
-    def _pixels(self, i: int) -> NDArray[np.uint8]:
+    def _pixels(self, i: int, tagged: list[str]) -> NDArray[np.uint8]:
         name, channels = self.source.name(i), self.preparation.channels
         assert channels is not None
         with self.source.image(i) as image, LARGE if prod(image.size) > ALONE else nullcontext():
             seen = decoded(image, name, channels, bits=self.preparation.bits)
+            if turned(image):
+                tagged.append(name)
             try:
                 pixels = prepared(seen, self.preparation).copy()
             except InputError as error:
@@ -172,6 +176,15 @@ def readable(source: Source, chosen: Tensor, bits: int | None = None) -> Tensor:
             stacklevel=2,
         )
     return fine
+
+
+def _tell_of(tagged: list[str]) -> None:
+    if tagged:
+        warnings.warn(
+            f"{len(tagged)} images have a tag (EXIF) that turns them, {min(tagged)} for one: they are read "
+            "as stored, as torchvision does; save them turned if your model sees them so",
+            stacklevel=3,
+        )
 
 
 def hashed(data: Any) -> bytes:
