@@ -241,7 +241,7 @@ def test_values_without_a_known_white(values, tmp_path):
         ({"crop": -3}, "crop must be"),
         ({"size": 224, "resize": 200}, "resize=200 must be at least size=224"),
         ({"channels": "bgr"}, "channels must be one of rgb, grey"),
-        ({"interpolation": "nearest"}, "interpolation must be one of"),
+        ({"interpolation": "cubic"}, "interpolation must be one of"),
     ],
 )
 def test_preparations_that_make_no_sense(options, message):
