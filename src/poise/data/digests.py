@@ -8,7 +8,9 @@ import sqlite3
 import time
 from contextlib import closing, suppress
 from pathlib import Path
+from threading import Lock
 
+WRITING = Lock()  # so that a damaged cache is replaced by one thread, not by each
 SETTLED = 2_000_000_000  # ns; a file touched since may change again within the clock's resolution
 TABLE = "CREATE TABLE IF NOT EXISTS digests (path BLOB PRIMARY KEY, state TEXT, digest BLOB, mark BLOB)"
 
@@ -60,7 +62,7 @@ def _known(key: bytes, state: str) -> bytes | None:
 
 def _remember(key: bytes, state: str, digest: bytes) -> None:
     row = (key, state, digest, _mark(key, state, digest))
-    with suppress(OSError, RuntimeError, sqlite3.Error):
+    with WRITING, suppress(OSError, RuntimeError, sqlite3.Error):
         store = _store()
         store.parent.mkdir(parents=True, exist_ok=True)
         try:
