@@ -433,7 +433,7 @@ def test_every_number_asked_for_makes_another_attack(case):
 
 REFUSED = {
     "eps": [-0.1, math.nan, math.inf, "0.1", True],
-    "step": [-0.1, math.nan, math.inf, "0.1", True],
+    "step": [-0.1, 0.0, math.nan, math.inf, "0.1", True],
     "steps": [-1, 2.5, "3", True],
     "smoothing": [-0.01, 1.01, math.nan, "0.5"],
     "keep_fraction": [-0.1, 0.0, 1.01, math.nan],

@@ -22,6 +22,7 @@ from defense_nets import (
 )
 from poise import InputError, defenses
 from poise.defenses.ccat import LargestWrong
+from poise.draws import Draw
 from poise.threat import Linf
 
 
@@ -86,7 +87,7 @@ def test_the_attack_of_ccat_is_momentum_and_backtracking():
 
     x = torch.linspace(0.3, 0.7, 6, dtype=torch.float64).reshape(6, 1, 1, 1)
     attack, y = LargestWrong(ball=Linf(0.3), step=0.2, steps=12), torch.zeros(6, dtype=torch.long)
-    start = replace(attack, step=0.0)(net, x, y)
+    start = attack.start(x, Draw.of(x))
     found = attack(net, x, y).flatten().tolist()
     turns = 0
     for center, at, expected in zip(x.flatten().tolist(), start.flatten().tolist(), found, strict=True):
@@ -94,7 +95,7 @@ def test_the_attack_of_ccat_is_momentum_and_backtracking():
         for _ in range(12):
             way = 0.9 * way + 0.1 * math.copysign(1, 0.5 - at)
             new = min(max(at + size * way, center - 0.3, 0), center + 0.3, 1)
-            if height(new) > height(at):
+            if height(new) >= height(at):
                 turns += (new > 0.5) != (at > 0.5)
                 at = new
             else:
@@ -117,7 +118,39 @@ def test_the_largest_wrong_probability_needs_the_labels():
 def test_the_first_step_against_the_label_is_a_tenth_of_the_step_with_momentum():
     attack = LargestWrong(ball=Linf(0.3), step=0.02, steps=1)
     free = replace(attack, momentum=0.0)
-    start = replace(attack, step=0.0)(linear(), GREY, ZERO)
+    start = attack.start(GREY, Draw.of(GREY))
     for found, length in ((attack, 0.002), (free, 0.02)):
         moved = (found(linear(), GREY, ZERO) - start) * -WEIGHT.sign()  # lowers l, raises class 1
         assert moved.flatten().tolist() == pytest.approx([length] * 4)
+
+
+def test_the_attack_of_ccat_begins_at_every_distance_alike():
+    x = (
+        torch.full((4000, 1, 4, 4), 0.5, dtype=torch.float64)
+        + 1e-6 * torch.arange(4000)[:, None, None, None]
+    )
+    attack = LargestWrong(ball=Linf(0.25), step=0.1, steps=1)
+    delta = attack.start(x, Draw.of(x, generator())) - x
+    far = delta.flatten(1).abs().amax(dim=1)
+    # u on (0, 1): mean 1/2, variance 1/12; a pixel's mean is 0, with variance at most 1/3. 5 sigma each.
+    assert abs(float(far.mean()) / 0.25 - 0.5) < 5 * math.sqrt(1 / 12 / 4000)
+    assert float(far.max()) <= 0.25 and float(far.min()) < 0.001
+    assert abs(float(delta.mean()) / 0.25) < 5 * math.sqrt(1 / 3 / delta.numel())
+
+
+def test_the_attack_of_ccat_takes_a_step_that_changes_nothing():
+    """On a plain the probability does not fall: the source accepts, and the walk goes on at full length."""
+    calls = []
+
+    def plain(x):
+        calls.append(x.detach())
+        return torch.zeros(len(x), 2, dtype=x.dtype) + 0 * x.sum(dim=(1, 2, 3))[:, None] + x.mean() * 0
+
+    def slope(x):  # a gradient everywhere, and a probability that rounds to the same number
+        return torch.stack([x.sum(dim=(1, 2, 3)) * 0, 1e-30 * x.sum(dim=(1, 2, 3))], dim=1) + plain(x)
+
+    x = torch.full((1, 1, 2, 2), 0.5)
+    attack = LargestWrong(ball=Linf(0.25), step=0.03, steps=3, momentum=0.0)
+    end = attack(slope, x, torch.zeros(1, dtype=torch.long))
+    start = attack.start(x, Draw.of(x))
+    torch.testing.assert_close(end, Linf(0.25).project(start + 0.09, x))

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 
 from nets import conv_net, fitted, images
-from poise import InputError, defenses
+from poise import InputError, attacks, defenses
 from poise.defenses import DEFENSES, READINGS
+from poise.defenses.caat import CalibrationTraining
+from poise.defenses.robust_augmix import RobustAugMix
+from poise.defenses.uat_mix import MixedTraining
 
 TABLE = {**DEFENSES, **READINGS}
 VARIANTS = {
@@ -364,3 +367,22 @@ def test_build_refuses_what_a_defense_does_not_take():
     assert defenses.build("UAT_Mix", eps=0.1, step=None) == defenses.uat_mix(eps=0.1)
     with pytest.raises(InputError, match="trades"):
         defenses.build("trade")
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if "step" in takes(name)])
+@pytest.mark.parametrize("step", [0, 0.0])
+def test_a_step_of_nothing_is_refused(name, step):
+    with pytest.raises(InputError, match=f"step must be a number above 0, got {step!r}"):
+        TABLE[name](step=step)
+
+
+def test_a_defense_of_an_attack_without_steps_is_refused_however_it_is_made():
+    idle = attacks.pgd(steps=0)
+    for make in (
+        lambda: defenses.AdversarialTraining(idle),
+        lambda: CalibrationTraining((attacks.pgd(), idle)),
+        lambda: RobustAugMix(idle, 12.0),
+        lambda: MixedTraining(attacks.pgd(), idle, 0.5),
+    ):
+        with pytest.raises(InputError, match="steps must be a whole number of at least 1, got 0"):
+            make()

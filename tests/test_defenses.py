@@ -62,7 +62,7 @@ def test_trades_without_steps_is_cross_entropy():
 def test_trades_starts_at_small_normal_noise_and_stays_in_the_ball():
     x = 0.2 + 0.6 * images(4, shape=(3, 32, 32))
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 3))
-    start = defenses.trades(step=0.0, steps=1).attacked(net, x, torch.zeros(4, dtype=torch.long)) - x
+    start = defenses.trades(step=1e-12, steps=1).attacked(net, x, torch.zeros(4, dtype=torch.long)) - x
     assert stats.kstest(start.flatten().numpy(), stats.norm(scale=1e-3).cdf).pvalue > 1e-3
     moved = defenses.trades(eps=0.02, step=0.015).attacked(net, x, torch.zeros(4, dtype=torch.long)) - x
     assert moved.abs().max() == pytest.approx(0.02, rel=1e-5)

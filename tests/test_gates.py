@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,3 +89,10 @@ def test_memory_does_not_grow_with_the_steps(name):
         return counts[steps - 1]
 
     assert alive(9) <= alive(4) + 2
+
+
+@pytest.mark.parametrize("name", ["fast", "rules", "objectives", "threat", "draws"])
+def test_the_rooms_that_the_documents_name_are_attributes_of_the_package(name):
+    script = f"import poise; print(poise.{name}.__name__, '{name}' in dir(poise))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [f"poise.{name}", "True"]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from poise import InputError, defenses, models
+from poise import InputError, attacks, defenses, models
 from poise.training import describe, train
 from poise.training.augment import PADDING, Moves, crop_flip, moves
 from poise.training.budget import budget, scaled
@@ -277,6 +277,17 @@ def test_a_budget_is_found_wherever_it_lies():
     assert [budget(defenses.build("at", eps=eps)) for eps in (0.0, 0.99, 1.0)] == [0.0, 0.99, None]
     plain = defenses.vanilla()
     assert scaled(plain, 0.5) is plain
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 2.0), ("l2", 1.0), ("l1", 12.0)])
+def test_a_budget_of_one_or_more_is_one_in_other_norms_than_linf(norm, eps, images, tmp_path):
+    defense = defenses.AdversarialTraining(attacks.pgd(eps=eps, norm=norm, steps=1))
+    assert budget(defense) == eps and budget(defense, linf=True) is None
+    nearest = defenses.AdversarialTraining(attacks.deepfool(eps=eps, norm=norm, steps=1))
+    assert budget(nearest) == eps and budget(nearest, linf=True) is None
+    assert budget(attacks.cw(eps=2.0)) == 2.0 and budget(attacks.square(norm="l2", eps=3.0)) == 3.0
+    assert budget(attacks.deepfool(eps=0.5, norm="linf"), linf=True) == 0.5
+    train(job("vanilla", eps_warmup=1), images, defense, tmp_path)  # warms up, is judged in L∞ at .03
 
 
 @pytest.mark.parametrize("name", ["vanilla", "uat-gap-unprojected", "uat-smooth-unprojected"])

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
         data,
         defenses,
         diagnostics,
+        draws,
+        fast,
         metrics,
         models,
+        objectives,
         recalibration,
         report,
+        rules,
+        threat,
     )
     from poise.evaluation import evaluate
     from poise.records import Records
@@ -41,12 +46,17 @@ __all__ = [
     "data",
     "defenses",
     "diagnostics",
+    "draws",
     "evaluate",
+    "fast",
     "load",
     "metrics",
     "models",
+    "objectives",
     "recalibration",
     "report",
+    "rules",
+    "threat",
     "train",
 ]
 

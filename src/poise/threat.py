@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from poise.checks import check_number, settle
+from poise.checks import InputError, check_number, settle
 from poise.draws import Draw
 from poise.naming import lookup
 from poise.shapes import Images, PerSample, per_image
@@ -318,6 +318,16 @@ def ball(norm: str, eps: float) -> Ball:
     L2(eps=0.5)
     """
     return lookup(BALLS, norm, "norm")(eps)
+
+
+def check_step(step: float, ball: Ball) -> None:
+    """Refuse a first step that is no number above 0; a ball of radius 0 has no other."""
+    hint = "it is in pixel units of [0, 1], e.g. 5/255"
+    check_number("step", step, 0, hint=hint)
+    while (inner := getattr(ball, "ball", None)) is not None:
+        ball = inner
+    if step == 0 and getattr(ball, "eps", 1) > 0:
+        raise InputError(f"step must be a number above 0, got {step!r}, which leaves every image: {hint}")
 
 
 def first_step(norm: str, eps: float, step: float | None, steps: int) -> float:

@@ -10,12 +10,12 @@ import torch
 from poise.attacks.common import accepted, check_finite, judged
 from poise.attacks.descent import chosen, pulse, seen
 from poise.attacks.worst_case import Restarts
-from poise.checks import check_count, check_number, settle
+from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import NegativeCrossEntropy, Objective, rival
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
-from poise.threat import Ball, ball, held
+from poise.threat import Ball, ball, check_step, held
 
 ALPHA = 0.75  # the new step's share, against the momentum's (eq. 1 of the source)
 RHO = 0.75  # the share of steps that has to improve (condition 1)
@@ -81,7 +81,7 @@ class Apgd:
 
     def __post_init__(self) -> None:
         settle(self)
-        check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 2 * eps")
+        check_step(self.step, self.ball)
         check_count("steps", self.steps)
 
     def __call__(

@@ -13,7 +13,7 @@ from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import holds, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
-from poise.threat import Ball, held
+from poise.threat import Ball, check_step, held
 from poise.threat import ball as ball_of
 
 FIRST, LAST = 1.5, 0.04  # the lengths of the first and the last step in eps; they fall geometrically
@@ -59,7 +59,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         settle(self)
-        check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 5/255")
+        check_step(self.step, self.ball)
         check_count("steps", self.steps)
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 

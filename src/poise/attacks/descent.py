@@ -9,13 +9,13 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
-from poise.checks import InputError, check_choice, check_count, check_logits, check_number, settle
+from poise.checks import InputError, check_choice, check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import Objective
 from poise.rules import Always, StepRule
 from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
-from poise.threat import Ball, held
+from poise.threat import Ball, check_step, held
 
 Keep: TypeAlias = Literal["last", "best"]
 
@@ -75,7 +75,7 @@ class Descent:
 
     def __post_init__(self) -> None:
         settle(self)
-        check_number("step", self.step, 0, hint="it is in pixel units of [0, 1], e.g. 5/255")
+        check_step(self.step, self.ball)
         check_count("steps", self.steps)
         check_choice("keep", self.keep, ("last", "best"))
         if self.random_start and not self.uses_labels:

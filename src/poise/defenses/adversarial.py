@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from poise import attacks
 from poise.attacks import Attack
 from poise.checks import check_count
-from poise.defenses.common import forward
+from poise.defenses.common import check_walks, forward
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf
 
@@ -33,6 +33,9 @@ class AdversarialTraining:
     """
 
     attack: Attack
+
+    def __post_init__(self) -> None:
+        check_walks(self.attack)
 
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from poise import attacks
 from poise.attacks import Attack
 from poise.checks import InputError, check_count, settle
-from poise.defenses.common import source, together
+from poise.defenses.common import check_walks, source, together
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf, Masked
 
@@ -29,6 +29,7 @@ class CalibrationTraining:
         settle(self)
         if not self.attacks:
             raise InputError("attacks must name at least one attack, got none")
+        check_walks(*self.attacks)
 
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None

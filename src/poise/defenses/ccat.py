@@ -16,16 +16,17 @@ from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Model, PerSample, Scalar, per_image
-from poise.threat import Linf
+from poise.threat import Linf, check_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class LargestWrong:
     """Raise the largest probability of a wrong class by momentum and backtracking (Stutz et al. 2020).
 
-    From a random point of the ball. The direction is v ← momentum·v + (1 − momentum)·sign(g); a step
-    that does not raise the probability is taken back and the image's step size divided by `shrink`.
-    `steps` + 1 forwards, `steps` backwards. The logarithm is climbed, whose gradient does not vanish.
+    From a random point, whose distance in L∞ is uniform up to eps. The direction is
+    v ← momentum·v + (1 − momentum)·sign(g); a step that lowers the probability is taken back and the
+    image's step size divided by `shrink`; the logarithm is climbed, whose gradient does not vanish.
+    `steps` + 1 forwards, `steps` backwards.
     """
 
     ball: Linf
@@ -37,7 +38,7 @@ class LargestWrong:
 
     def __post_init__(self) -> None:
         settle(self)
-        check_number("step", self.step, 0)
+        check_step(self.step, self.ball)
         check_count("steps", self.steps)
         check_number("momentum", self.momentum, 0, 1)
         check_number("shrink", self.shrink, 1)
@@ -55,7 +56,7 @@ class LargestWrong:
             return x
         if y is None:
             raise InputError("y must be given: the wrong classes are those besides the true label")
-        at = self.ball.sample(x, Draw.of(x, generator))
+        at = self.start(x, Draw.of(x, generator))
         height, grad = _height(model, at, y, check=True)
         ball = self.ball.held(x)
         size, way = torch.full_like(height, self.step), torch.zeros_like(at)
@@ -64,13 +65,20 @@ class LargestWrong:
             way = self.momentum * way + (1 - self.momentum) * grad.sign()
             new = ball.project(at + (per_image(size) * way).to(x.dtype), x)
             reached, new_grad = _height(model, new, y, grad=t < self.steps)
-            better = reached > height
+            better = reached >= height
             at, height = torch.where(per_image(better), new, at), torch.where(better, reached, height)
             size = torch.where(better, size, size / self.shrink)
             if new_grad is not None:
                 grad = torch.where(per_image(better), new_grad, grad)
         check_finite(torch.isfinite(height))
         return at
+
+    def start(self, x: Images, draw: Draw) -> Images:
+        """u·eps from x in L∞, u uniform on (0, 1), in a direction of normal numbers."""
+        way = draw.normal(x)
+        largest = way.flatten(1).abs().amax(dim=1)
+        far = self.ball.eps * draw.uniform_each(largest) / largest
+        return self.ball.project(x + per_image(far) * way, x)
 
 
 def _height(

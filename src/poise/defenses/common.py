@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from poise.attacks.common import wide
+from poise.checks import check_count
 from poise.modes import ask
 from poise.shapes import Images, Labels, Logits, Model, PerSample
 
@@ -38,6 +39,12 @@ def together(model: Model, *batches: Images) -> list[Logits]:
 def source(generator: torch.Generator | None) -> torch.Generator:
     """The generator, or where there is none, one with seed 0."""
     return generator if generator is not None else torch.Generator().manual_seed(0)
+
+
+def check_walks(*attacks: object) -> None:
+    """Refuse attacks without a step: what is trained on would be clean images under another name."""
+    for attack in attacks:
+        check_count("steps", getattr(attack, "steps", 1), 1)
 
 
 def shuffle(y: Labels, generator: torch.Generator) -> Labels:

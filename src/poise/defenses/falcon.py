@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from poise import attacks
 from poise.checks import check_count, check_number, settle
 from poise.defenses.common import source, together
-from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar, per_image
+from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar
+from poise.threat import Linf
 
 BINS = 10  # of equal width, closed on the right
 
@@ -20,7 +21,7 @@ class AdversarialCalibration:
     L_S is the cross-entropy from the uniform distribution over the wrong classes to the
     predictions among them. L_adv is half the mean squared difference between the confidence of x′
     and the accuracy of the images in its bin of confidence. x′ is one signed gradient step up the
-    cross-entropy, of a length drawn for each image from eps · {1, ..., levels} / levels.
+    cross-entropy, of a length drawn for each batch from eps · {1, ..., levels} / levels.
 
     Assumed where the source leaves it open or ours differs: means over the batch where it has
     sums, both terms in every step and in one update, and no annealing of the weights. The bins are
@@ -57,11 +58,11 @@ class AdversarialCalibration:
     ) -> Images:
         """The images x′."""
         generator = source(generator)
-        drawn = torch.randint(self.levels, (len(x),), generator=generator, device=generator.device)
-        length = self.eps * (1 + drawn.to(x.device, x.dtype)) / self.levels
+        drawn = torch.randint(self.levels, (), generator=generator, device=generator.device)
+        length = self.eps * (1 + int(drawn)) / self.levels
         # A step of 1 into the box keeps the sign of every pixel that has room to move.
         way = (attacks.fgsm(eps=1.0)(model, x, y) - x).sign()
-        return (x + per_image(length) * way).clamp(0, 1)
+        return Linf(length).project(x + length * way, x)
 
 
 def wrong_classes_apart(logits: Logits, y: Labels) -> PerSample:

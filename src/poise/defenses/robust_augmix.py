@@ -9,7 +9,7 @@ from poise import attacks
 from poise.attacks import Attack
 from poise.checks import check_count, check_number, settle
 from poise.defenses.augmix import AugMix
-from poise.defenses.common import jsd, source, together
+from poise.defenses.common import check_walks, jsd, source, together
 from poise.shapes import Images, Labels, Model, Scalar
 
 
@@ -30,6 +30,7 @@ class RobustAugMix:
     def __post_init__(self) -> None:
         settle(self)
         check_number("weight", self.weight, 0)
+        check_walks(self.attack)
 
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None

@@ -14,7 +14,7 @@ from poise.defenses.common import kl, together
 from poise.draws import Draw
 from poise.rules import Always
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar
-from poise.threat import Ball, Linf, held
+from poise.threat import Ball, Linf, check_step, held
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Trades:
     def __post_init__(self) -> None:
         settle(self)
         check_number("beta", self.beta, 0)
-        check_number("step", self.step, 0)
+        check_step(self.step, self.ball)
         check_count("steps", self.steps)
         check_number("noise", self.noise, 0)
 

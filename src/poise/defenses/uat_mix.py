@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from poise import attacks
 from poise.attacks import Attack
 from poise.checks import check_count, check_number, settle
-from poise.defenses.common import shuffle, source, together, uniform
+from poise.defenses.common import check_walks, shuffle, source, together, uniform
 from poise.shapes import Images, Labels, Model, Scalar
 from poise.threat import Linf
 
@@ -33,6 +33,7 @@ class MixedTraining:
     def __post_init__(self) -> None:
         settle(self)
         check_number("share", self.share, 0, 1)
+        check_walks(self.first, self.second)
 
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
+from poise.attacks.carlini import CarliniWagner
+from poise.attacks.deepfool import DeepFool
+from poise.threat import L1, L2
+
 T = TypeVar("T")
 
 
-def budget(value: Any) -> float | None:
+def budget(value: Any, *, linf: bool = False) -> float | None:
     """The first `eps` in a frozen value or in those that it holds; None where there is none.
 
-    An eps of 1 or more is none: all images in [0, 1] lie within it.
+    An eps of 1 or more in L∞ is none: all images in [0, 1] lie within it. With `linf` the lengths of
+    other norms are passed over, for whoever needs a number of pixel units.
 
     >>> from poise import defenses
     >>> budget(defenses.build("at", eps=0.25)), budget(defenses.vanilla())
@@ -25,9 +30,14 @@ def budget(value: Any) -> float | None:
     else:
         return None
     for name, part in parts:
-        found = part if name == "eps" and isinstance(part, float | int) else budget(part)
-        if found is not None and found < 1:
-            return float(found)
+        if name != "eps" or not isinstance(part, float | int):
+            found = budget(part, linf=linf)
+        elif isinstance(value, L2 | L1 | CarliniWagner | DeepFool):
+            found = None if linf and getattr(value, "norm", None) != "linf" else float(part)
+        else:
+            found = float(part) if part < 1 else None
+        if found is not None:
+            return found
     return None
 
 

@@ -191,7 +191,7 @@ def _judged(run: Run) -> dict[str, Any]:
     job, net = run.job, run.judged
     which = ("accuracy",) if job.freeze == "backbone" else ("accuracy", "pgd", "confsmooth")
     model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
-    own = budget(run.defense)
+    own = budget(run.defense, linf=True)
     eps = EPS if own is None else own
     few = selection.watched(run.train, run.validation)
     found = selection.measure(model, run.data, few, eps, which)
