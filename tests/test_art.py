@@ -32,8 +32,9 @@ def test_pgd(shared_data, name, steps):
     theirs = ProjectedGradientDescentPyTorch(wrapped(net, x), **options).generate(x.numpy(), y.numpy())
     ours = pgd(eps=eps, step=eps / 4, steps=steps)(net, x, y)
     assert not torch.equal(ours, x)
-    # They add the change to x without a last clamp to [0, 1], which is up to one rounding.
-    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=2e-7)
+    # They add the change to x, which passes eps by a rounding; that can turn the sign of a gradient near 0.
+    apart = (ours - torch.from_numpy(theirs)).abs() > 2e-7
+    assert apart.double().mean() < 0.01
 
 
 def test_deepfool(shared_data):

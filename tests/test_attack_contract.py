@@ -117,6 +117,8 @@ def test_attacked_images_have_moved(case, seed):
         case = Case("cw", {"eps": 3.0, "steps": 30})
     net, x = conv_net(seed), images(24, seed + 10)
     x = x[lead(net, x).argsort(descending=True)[:6]]  # far from the boundary, so that a step can be kept
+    if case.name == "dropout" and case.norm == "l1":  # its steps take few pixels, of which 1 in 20 is drawn
+        case = Case(case.name, {**case.options, "steps": 40})
     moved = case.attack(step=case.eps / 50)(net, x) - x
     assert (length(moved, case.norm) > 0).all()
 
@@ -396,7 +398,7 @@ PAPER = {
     "steps": 20,
     "grow": 1.1,
     "smoothing": 0.98,
-    "keep_fraction": 0.95,
+    "keep_fraction": 0.05,
     "norm": "linf",
 }
 
@@ -436,6 +438,7 @@ REFUSED = {
     "step": [-0.1, 0.0, math.nan, math.inf, "0.1", True],
     "steps": [-1, 2.5, "3", True],
     "smoothing": [-0.01, 1.01, math.nan, "0.5"],
+    "accept": ["maybe", "", None],
     "keep_fraction": [-0.1, 0.0, 1.01, math.nan],
     "grow": [0.9, -1.0, math.nan, math.inf],
     "margin": [-0.1, 1.1, math.nan],

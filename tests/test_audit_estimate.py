@@ -56,7 +56,7 @@ class Slow(nn.Module):
 
     def forward(self, x):
         self.clock.now += self.image * len(x) + self.call
-        return self.net(x)
+        return self.net(x) - 1  # pixels themselves would look like a sigmoid's outputs
 
 
 def test_attacks_of_unlike_cost_are_each_timed():

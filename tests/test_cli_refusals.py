@@ -219,6 +219,7 @@ def test_letters_that_the_terminal_does_not_have_are_spelt_out(environment):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stop_is_one_line(number, code, capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "list", lambda: signal.raise_signal(number))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stop:
         main(["list"])

@@ -360,7 +360,7 @@ def test_other_classes_than_the_published_ones_are_refused(name, message, tmp_pa
         ("imagenet", {"split": "trian"}, "split must be one of train, test, val"),
         ("folder:.", {"split": "trian"}, "split must be one of train, test, val"),
         ("folders:.", {}, "did you mean folder"),
-        ("http://x", {}, "unknown kind of data"),
+        ("http://x", {}, "name data as folder:PATH"),
         ("digits", {"images": 0}, "images must be .* at least 1, got 0"),
         ("digits", {"images": -5}, "images must be .* at least 1, got -5"),
         ("digits", {"images": 361}, "images must be at most 360.* got 361"),

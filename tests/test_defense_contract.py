@@ -223,6 +223,7 @@ COST = {
     "ccat": (21.5, 21),  # forty steps on half the batch
     "caat": (12, 11),
     "caat-over": (24, 22),
+    "caat-accumulated": (12, 11),
     "caat-rescaled": (12, 11),
     "caat-cited": (12, 11),
     "uat-gap": (12, 11),

@@ -19,6 +19,7 @@ from poise.attacks import (
     build,
     confsmooth,
     dropout,
+    dropout_accumulated,
     overconfidence,
     pgd,
     random_confidence,
@@ -81,7 +82,7 @@ def test_a_step_too_long_for_a_healthy_net_is_found_in_the_records():
     net = conv_net(scale=30.0)
     x, y = labelled(net, 24)
     for keep, kind in (("best", "never-improved"), ("last", "lost-label")):
-        attacks = {"dropout": dropout(eps=0.15, step=0.1, keep=keep)}
+        attacks = {"dropout": dropout_accumulated(eps=0.15, step=0.1, keep_fraction=0.95, keep=keep)}
         records = {"dropout": evaluate(net, [(x, y)], attacks["dropout"])}
         finding = only(diagnose(net, attacks, x, y, records=records))
         assert finding.kind == kind and finding.share > 0.5

@@ -1,4 +1,7 @@
-"""Against another package: torchattacks' FGSM and PGD without a random start, bit for bit.
+"""Against another package: torchattacks' FGSM and PGD without a random start.
+
+They pass eps by a rounding, which we do not, so one step differs by that; over several steps a rounding can
+turn the sign of a gradient near 0 at a few pixels.
 
 Batches are powers of two, because torchattacks takes the gradient of the mean loss and we take that of
 the sum: then the two differ by an exact factor.
@@ -31,6 +34,11 @@ def labels(net, x, seed):
     return torch.where(torch.arange(len(x)) % 4 == 0, (y + seed) % 5, y)
 
 
+def apart(ours, theirs):
+    """The share of pixels that differ by more than a rounding of eps."""
+    return ((ours - theirs).abs() > 2e-7).double().mean().item()
+
+
 @each_seed
 @each_eps
 @pytest.mark.parametrize("make", [images, dark])
@@ -38,7 +46,7 @@ def test_fgsm(make, eps, seed):
     net = conv_net(seed)
     x = make(16, seed)
     y = labels(net, x, seed)
-    assert torch.equal(fgsm(eps=eps)(net, x, y), torchattacks.FGSM(net, eps=eps)(x, y))
+    assert apart(fgsm(eps=eps)(net, x, y), torchattacks.FGSM(net, eps=eps)(x, y)) == 0
 
 
 @each_seed
@@ -52,11 +60,11 @@ def test_pgd(make, steps, eps, seed):
     for step in (eps / 4, 2 / 255, eps):
         ours = pgd(eps=eps, step=step, steps=steps)
         theirs = torchattacks.PGD(net, eps=eps, alpha=step, steps=steps, random_start=False)
-        assert torch.equal(ours(net, x, y), theirs(x, y))
+        assert apart(ours(net, x, y), theirs(x, y)) <= (0.01 if steps > 1 else 0)
 
 
 @each_seed
 def test_pgd_on_the_prediction_is_what_no_labels_mean(seed):
     net, x = conv_net(seed), images(16, seed)
     theirs = torchattacks.PGD(net, eps=0.03, alpha=0.01, steps=5, random_start=False)
-    assert torch.equal(pgd(eps=0.03, step=0.01, steps=5)(net, x), theirs(x, predictions(net, x)))
+    assert apart(pgd(eps=0.03, step=0.01, steps=5)(net, x), theirs(x, predictions(net, x))) <= 0.01
