@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from nets import Counting, Linear, confidence, conv_net, fitted, images, predictions
 from poise import InputError
-from poise.attacks import ATTACKS, adaptive, auto, confsmooth, dropout, pgd, worst_case
+from poise.attacks import ATTACKS, adaptive, auto, confsmooth, dropout_accumulated, pgd, worst_case
 from poise.fast import Fast, Ready, accelerated
 from poise.fast import attack as walking
 from poise.fast import prepare as preparing
@@ -186,7 +186,9 @@ def test_an_attack_that_takes_every_step_and_returns_the_best_is_checked_too():
     near = copy.deepcopy(net)
     near.head.weight.data += 0.02 * torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
     lie = preparing.Prepared(near, None, (), preparing.parts(net), tuple(preparing.tensors(net)))
-    ready = Ready(Fast(attack=dropout(eps=0.2, steps=5, keep="best")), {x.shape: lie})
+    ready = Ready(
+        Fast(attack=dropout_accumulated(eps=0.2, steps=5, keep_fraction=0.95, keep="best")), {x.shape: lie}
+    )
     assert (predictions(net, ready.fast.attack(near, x, y)) != y).any()
     assert torch.equal(predictions(net, ready(net, x)), y)
 
@@ -342,7 +344,7 @@ def test_attacks_against_the_true_label_may_change_it():
 def test_an_attack_that_lets_go_of_the_label_may_do_so(precision):
     net, x = residual(), images(32)
     y = predictions(net, x)
-    attack = dropout(eps=0.2, steps=10)
+    attack = dropout_accumulated(eps=0.2, steps=10, keep_fraction=0.95)
     plain = (predictions(net, attack(net, x)) == y).sum()
     fast = (predictions(net, accelerated(attack, precision=precision)(net, x)) == y).sum()
     assert plain < 24 and abs(fast - plain) <= 4
@@ -359,7 +361,7 @@ def test_the_low_leg_of_an_attack_that_lets_go_of_the_label_is_not_pulled_back()
         seen.append(at)
         return nets.full(at)
 
-    fast = Fast(attack=dropout(eps=0.2, steps=10), precision="bf16")
+    fast = Fast(attack=dropout_accumulated(eps=0.2, steps=10, keep_fraction=0.95), precision="bf16")
     Ready(fast, {x.shape: replace(nets, full=noted)})(net, x)
     assert len(seen) == 7  # six steps and the point they begin at: no check between the legs
 
