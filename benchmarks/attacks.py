@@ -2,13 +2,17 @@
 
     POISE_TEST_DATA=... python benchmarks/attacks.py [--images 200]
     POISE_TEST_DATA=... python benchmarks/attacks.py --nets digits --attacks auto ace --start 100
+    POISE_TEST_DATA=... python benchmarks/attacks.py --images 80 --attacks cw deepfool --again "why"
 
-With any of --start, --nets and --attacks the tables are printed and no file is written. Confidence, labels
+With any of --start, --nets and --attacks the tables are printed and no file is written; with --again their
+rows replace those in both files, and the page says so. Confidence, labels
 and ECE are judged by `poise.evaluate`; forwards and gradients are counted at the net.
 """
 
 import argparse
+import datetime
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -34,6 +38,8 @@ TASKS = [  # net, eps, share of the images asked for
 ]
 LOWERING = ("adaptive", "confsmooth", "auto")
 MEMBERS = (*attacks.ATTACKS, "worst_case")  # the last: each image's lowest under the lowering ones
+NEAREST = {name for name in attacks.ATTACKS if attacks.seeks_nearest(name)}
+DONE = {}  # rows measured in this process
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Attacks, measured
 
@@ -87,8 +93,7 @@ def make(name, eps):
     """The attack of that name and budget."""
     if name == "worst_case":
         return attacks.worst_case([attacks.build(n, eps=eps, steps=STEPS) for n in LOWERING])
-    bound = None if attacks.seeks_nearest(name) else eps
-    return attacks.build(name, **taken(attacks.ATTACKS[name], eps=bound, steps=STEPS, queries=QUERIES))
+    return attacks.build(name, **taken(attacks.ATTACKS[name], eps=eps, steps=STEPS, queries=QUERIES))
 
 
 def measure(case, name, eps):
@@ -139,7 +144,11 @@ def section(net, eps, names, images, start):
         raise SystemExit(f"--start {start}: {net} has no test images from there on")
     rows, after = [], {}
     for name in names:
-        row, after[name] = measure(case, name, eps)
+        bound = None if name in NEAREST else eps
+        key = (net, name, bound, images, start)  # the nearest images are the same at every budget
+        if key not in DONE:
+            DONE[key] = measure(case, name, bound)
+        row, after[name] = DONE[key]
         rows.append({"net": net, "eps": eps, "images": len(case.x), **row})
         print(net, f"{eps:.4f}", name, f"{row['after']:.4f}", f"{row['seconds']:.1f} s", flush=True)
     title = f"\n## {net}, ε = {eps:.4g}, {len(case.x)} images\n\n"
@@ -184,6 +193,28 @@ def write(images, texts, rows):
     pl.DataFrame(rows).write_csv(DOCS / "attacks.csv")
 
 
+def again(images, rows, why):
+    """Put the rows in the place of the old ones, in both files, and say on the page when and why."""
+    old = pl.read_csv(DOCS / "attacks.csv").to_dicts()
+    new = {(r["net"], f"{r['eps']:.4g}", r["attack"]): r for r in rows}
+    frame = [new.get((r["net"], f"{r['eps']:.4g}", r["attack"]), r) for r in old]
+    lines, where = [], ("", "")
+    for line in (DOCS / "attacks.md").read_text().splitlines(keepends=True):
+        if found := re.match(r"## (.+), ε = (\S+), (\d+) images", line):
+            where = found[1], found[2]
+        row = new.get((*where, line.split("|")[1].strip() if line.startswith("| ") else ""))
+        lines.append(line if row is None else list(table([row]))[2])
+    facts, names = store.circumstances(), dict.fromkeys(row["attack"] for row in rows)
+    command = f'python benchmarks/attacks.py --images {images} --attacks {" ".join(names)} --again "..."'
+    note = (
+        f"\nRun again on {datetime.date.today():%Y-%m-%d}, commit {facts['commit']}: the rows of "
+        f"{', '.join(f'`{name}`' for name in names)} (`{command}`). {why}\n"
+    )
+    place = next(i for i, line in enumerate(lines) if re.match(r"## .+, ε = ", line))
+    store.write_text(DOCS / "attacks.md", "".join([*lines[: place - 1], note, "\n", *lines[place:]]))
+    pl.DataFrame(frame).write_csv(DOCS / "attacks.csv")
+
+
 def main():
     """Run the tasks; write the two files if they are all there."""
     nets = list(dict.fromkeys(net for net, *_ in TASKS))
@@ -194,6 +225,7 @@ def main():
     parser.add_argument("--start", type=int, default=0, help="skip so many of each net's test images")
     parser.add_argument("--nets", nargs="+", choices=nets, default=nets, metavar="NAME")
     parser.add_argument("--attacks", nargs="+", choices=MEMBERS, default=list(MEMBERS), metavar="NAME")
+    parser.add_argument("--again", metavar="WHY", help="replace these rows in the files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     texts, rows = [], []
@@ -203,7 +235,9 @@ def main():
             text, part = section(net, eps, options.attacks, count, options.start)
             texts.append(text)
             rows += part
-    if options.start or options.nets != nets or options.attacks != list(MEMBERS):
+    if options.again:
+        again(options.images, rows, options.again)
+    elif options.start or options.nets != nets or options.attacks != list(MEMBERS):
         print("".join(texts))
     else:
         write(options.images, texts, rows)
