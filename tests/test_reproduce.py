@@ -285,7 +285,7 @@ def test_readings_of_the_attacks():
         "last",
     ]
     shares = [attacks_of(setting, r)["Dropout"].ball.keep_fraction for r in ("ours", "paper", "cited")]
-    assert shares == [0.95, 0.05, 0.05]
+    assert shares == [0.05, 0.05, 0.05]
     assert attacks_of(setting, "cited")["Dropout"].uses_labels
     free = unheld(setting)
     assert [type(free[a].ball) for a in free] == [Unclipped, Scattered, Free, Free]

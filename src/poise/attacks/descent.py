@@ -45,8 +45,8 @@ class Descent:
     """Minimise an objective by steps inside a ball (Algorithm 1, eqs. 4-6).
 
     The forward pass of a tried step serves as the next step's, and an image that steps back keeps
-    the gradient it has: `steps` + 1 forwards and `steps` backwards, with the same bits as the
-    algorithm as printed. A random start without y costs one more forward, for the prediction.
+    the gradient it has: `steps` + 1 forwards and `steps` backwards, with the same bits as
+    by two forwards a step. A random start without y costs one more forward, for the prediction.
 
     Args:
         objective: (logits (n, k), labels (n,)) -> (n,), minimised.
