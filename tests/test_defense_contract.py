@@ -237,6 +237,7 @@ COST = {
     "sam": (2, 2),
     "falcon": (4, 3),
     "dca": (1, 1),
+    "ibp": (1, 1),
 }
 
 
@@ -319,6 +320,7 @@ CHANGES = {
     "levels": 3,
     "calibration": 0.5,
     "entropy": 0.5,
+    "clean": 0.25,
 }
 
 
@@ -343,6 +345,7 @@ BAD = {
     "calibration": [-1.0],
     "entropy": [-1.0],
     "rho": [-1.0, math.nan],
+    "clean": [-0.1, 1.1],
 }
 
 

@@ -96,6 +96,7 @@ class Bounds:
     region: Region
     boxes: list[Box]
     slopes: dict[int, Slopes] = field(default_factory=dict)  # of nodes whose input's box is final
+    offsets: dict[int, Tensor] = field(default_factory=dict)  # what affine nodes make of zeros
 
     @classmethod
     def by_intervals(cls, network: Network, region: Region) -> Bounds:
@@ -145,11 +146,12 @@ class Bounds:
         for i in range(index, 0, -1):
             if (here := waiting.pop(i, None)) is None:
                 continue
-            layer, sources, shape, offset, *_ = self.network.nodes[i]
+            layer, sources, shape, *_ = self.network.nodes[i]
             source = self.network.nodes[sources[0]].shape
             if isinstance(layer, Affine):
-                if offset is not None:
-                    total = total + (here.weights * here.cut(offset)).flatten(1).sum(dim=1)
+                if i not in self.offsets:
+                    self.offsets[i] = layer.apply(rows.weights.new_zeros(1, *source))
+                total = total + (here.weights * here.cut(self.offsets[i])).flatten(1).sum(dim=1)
                 here = layer.back(here, source, shape)
             elif not isinstance(layer, Add):
                 if not through:
@@ -162,6 +164,13 @@ class Bounds:
             for i_source in sources:
                 waiting[i_source] = here.plus(waiting.get(i_source), source)
         return total + self.region.least(waiting[0], of) if 0 in waiting else total
+
+    def of_logits(self, weights: Tensor, *, through: bool) -> Tensor:
+        """The least values (n, m) of linear functions (n, m, classes) of the logits of n images."""
+        n, many, _ = weights.shape
+        of = torch.arange(n, device=weights.device).repeat_interleave(many)
+        last = len(self.network.nodes) - 1
+        return self.least(last, Rows(weights.flatten(0, 1)), of, through=through).reshape(n, many)
 
     def work(self, index: int, *, whole: bool = False) -> tuple[int, int]:
         """Multiply-adds of one row from a node to the images, and its most entries at once."""

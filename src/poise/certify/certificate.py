@@ -10,13 +10,14 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from poise.certify.bounds import ENTRIES, L2, Bounds, Linf, Region
-from poise.certify.layers import Box, Rows
+from poise.certify.layers import Box
 from poise.certify.network import READERS, Network, read
 from poise.checks import InputError, check_images, check_logits, check_number, settle
 from poise.given import called, logits_in
@@ -67,7 +68,7 @@ class Ibp:
 
     def _bounded(self, network: Network, x: Images, y: Labels) -> Interval:
         bounds = self._intervals(network, x)
-        return _confidence(lambda weights: _least(bounds, weights, through=False), y, bounds)
+        return _confidence(partial(bounds.of_logits, through=False), y, bounds)
 
     def _intervals(self, network: Network, x: Images) -> Bounds:
         return Bounds.by_intervals(network, REGIONS[self.norm](x, self.eps))
@@ -113,7 +114,7 @@ class Crown(Ibp):
         bounds = Bounds.by_crown(network, REGIONS[self.norm](x, self.eps))
 
         def least(weights: Tensor) -> Tensor:
-            found = (_least(bounds, weights, through=through) for through in (False, True))
+            found = (bounds.of_logits(weights, through=through) for through in (False, True))
             return torch.maximum(*found)
 
         wide, narrow = super()._bounded(network, x, y), _confidence(least, y, bounds)
@@ -157,14 +158,6 @@ def _confidence(least: Functions, y: Labels, bounds: Bounds) -> Interval:
     kept = (others > 0).all(dim=1) | (lower > 0.5)
     lower = torch.where(lower > 1 / classes, lower, 1 / classes)  # also where numbers overflowed to NaN
     return Interval(lower, torch.where(upper < 1, upper, 1.0), kept)
-
-
-def _least(bounds: Bounds, weights: Tensor, *, through: bool) -> Tensor:
-    """The least values of (n, m, classes) linear functions of n images' logits."""
-    n, many, _ = weights.shape
-    of = torch.arange(n, device=weights.device).repeat_interleave(many)
-    last = len(bounds.network.nodes) - 1
-    return bounds.least(last, Rows(weights.flatten(0, 1)), of, through=through).reshape(n, many)
 
 
 @contextmanager

@@ -38,7 +38,6 @@ class Node(NamedTuple):
     layer: Layer
     sources: tuple[int, ...]
     shape: Shape
-    offset: Tensor | None = None  # what an affine layer makes of zeros, where that is not zero
     free: bool = True  # over a box of images its outputs vary each for itself
     exact: bool = True  # over a box of images intervals are as tight as its inputs' bounds allow
 
@@ -103,12 +102,9 @@ class Watching(TorchFunctionMode):
         return output
 
     def _node(self, layer: Layer, sources: tuple[int, ...], output: Tensor) -> Node:
-        offset, free = None, len(sources) == 1 and self.nodes[sources[0]].free
-        if isinstance(layer, Affine):
-            offset = layer.apply(output.new_zeros(1, *self.nodes[sources[0]].shape)).detach()
-            offset = offset if offset.any() else None
+        free = len(sources) == 1 and self.nodes[sources[0]].free
         exact = free or not isinstance(layer, Affine | Add)
-        return Node(layer, sources, tuple(output.shape[1:]), offset, free and layer.free, exact)
+        return Node(layer, sources, tuple(output.shape[1:]), free and layer.free, exact)
 
     def _layer(self, name: str, flowing: list[Tensor], output: Any, args: Any, kwargs: Any) -> Layer | None:
         if name in ADDING and len(flowing) == 2 and flowing[0].shape == flowing[1].shape and not kwargs:

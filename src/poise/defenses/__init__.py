@@ -17,6 +17,7 @@ from poise.defenses.caat import caat, caat_accumulated, caat_cited, caat_rescale
 from poise.defenses.ccat import ccat
 from poise.defenses.dca import dca
 from poise.defenses.falcon import falcon
+from poise.defenses.ibp import ibp
 from poise.defenses.label_smoothing import label_smoothing
 from poise.defenses.mixup import mixup
 from poise.defenses.robust_augmix import robust_augmix
@@ -40,6 +41,7 @@ DEFENSES: Mapping[str, Callable[..., Defense]] = {
     "sam": sam,
     "falcon": falcon,
     "dca": dca,
+    "ibp": ibp,
 }
 READINGS: Mapping[str, Callable[..., Defense]] = {  # other readings of the paper
     "uat-gap-unprojected": uat_gap_unprojected,
@@ -77,6 +79,7 @@ __all__ = [
     "ccat",
     "dca",
     "falcon",
+    "ibp",
     "label_smoothing",
     "mixup",
     "robust_augmix",
