@@ -57,6 +57,13 @@ def _max_pool_first():
     return [nn.MaxPool2d((2, 3), (1, 2)), nn.Conv2d(2, 4, 2), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten()]
 
 
+def _negative_pool():
+    """Pooled values below 0, at the border of the image too: padding must never be the largest."""
+    conv = nn.Conv2d(2, 4, 3)
+    nn.init.constant_(conv.bias, -1.0)
+    return [conv, nn.MaxPool2d(2, 2, 1), nn.Flatten()]
+
+
 def _average_pools():
     return [
         *(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(3, 2, 1)),
@@ -72,7 +79,9 @@ def _dense():
     return [nn.Flatten(), nn.Linear(98, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()]
 
 
-KINDS = (_plain, _odd_convs, _max_pools, _max_pool_first, _average_pools, _residual, _dense)
+KINDS = (
+    *(_plain, _odd_convs, _max_pools, _max_pool_first, _negative_pool, _average_pools, _residual, _dense),
+)
 
 
 def random_net(seed):

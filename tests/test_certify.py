@@ -5,20 +5,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import Bounds as Box
-from scipy.optimize import LinearConstraint, milp
+from scipy import optimize
 from torch import nn
 
 from certify_nets import images, points, random_net, violations
 from poise.certify import crown, ibp
+from poise.certify.bounds import Bounds, Linf
+from poise.certify.network import READERS, read
 
 RADII = {"linf": (0.01, 0.04, 0.15), "l2": (0.05, 0.3, 1.0)}
 
 
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(28))
+@pytest.mark.parametrize("seed", range(32))
 def test_no_point_of_the_ball_contradicts_a_certificate(seed, norm):
-    """28 nets × 2 norms × 2 certificates × 3 images × ~1,000 points × 3 comparisons: more than 10⁶."""
+    """32 nets × 2 norms × 2 certificates × 3 images × ~1,000 points × 3 comparisons: more than 10⁶."""
     net, x, eps = random_net(seed), images(3, seed), RADII[norm][seed % 3]
     candidates = points(net, x, eps, norm, many=1100, seed=seed)
     for certificate in (ibp(eps=eps, norm=norm), crown(eps=eps, norm=norm)):
@@ -27,7 +28,7 @@ def test_no_point_of_the_ball_contradicts_a_certificate(seed, norm):
 
 
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", range(8))
 def test_crown_is_never_worse_than_ibp_and_both_are_around_the_clean_confidence(seed, norm):
     net, x, eps = random_net(seed), images(6, seed), RADII[norm][0]
     narrow, wide = crown(eps=eps, norm=norm)(net, x), ibp(eps=eps, norm=norm)(net, x)
@@ -41,7 +42,7 @@ def test_crown_is_never_worse_than_ibp_and_both_are_around_the_clean_confidence(
 
 @pytest.mark.parametrize("make", [ibp, crown])
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", range(8))
 def test_without_a_budget_a_certificate_is_the_confidence(seed, norm, make):
     net, x = random_net(seed), images(4, seed)
     found, own = make(eps=0, norm=norm)(net, x), net(x).softmax(dim=1).amax(dim=1)
@@ -53,7 +54,7 @@ def test_without_a_budget_a_certificate_is_the_confidence(seed, norm, make):
 @pytest.mark.parametrize("make", [ibp, crown])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 1.0), ("l2", 1e6), ("l2", 1e300)])
 def test_a_huge_budget_gives_one_part_in_k_and_no_nan(norm, eps, make):
-    for seed in range(7):
+    for seed in range(8):
         net = random_net(seed)
         with torch.no_grad():
             net[-1].weight *= 1e4
@@ -64,7 +65,7 @@ def test_a_huge_budget_gives_one_part_in_k_and_no_nan(norm, eps, make):
 
 @pytest.mark.parametrize("make", [ibp, crown])
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(7))
+@pytest.mark.parametrize("seed", range(8))
 def test_an_image_gets_the_same_alone_and_in_any_batch(seed, norm, make):
     net, certificate = random_net(seed), make(eps=RADII[norm][1], norm=norm)
     x = images(7, seed)
@@ -143,6 +144,67 @@ def test_a_linear_net_in_l2_is_exact_where_the_box_plays_no_part_and_by_its_dual
         torch.testing.assert_close(found, worst.clamp_min(0.5), atol=1e-9, rtol=0)
 
 
+def lead_net(*layers):
+    """Two classes whose margin is what the layers give."""
+    head = nn.Linear(1, 2, bias=False)
+    net = nn.Sequential(nn.Flatten(), *layers, head).double().requires_grad_(False)
+    head.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    return net
+
+
+class Side(nn.Module):
+    """Two features as an image of two pixels side by side."""
+
+    def forward(self, x):
+        return x.view(len(x), 1, 1, 2)
+
+
+def linear(weight, bias):
+    layer = nn.Linear(len(weight[0]), len(weight)).double()
+    layer.weight.data, layer.bias.data = (torch.tensor(v, dtype=torch.float64) for v in (weight, bias))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("shift", "least"),
+    [
+        # a = x + shift in [l, u], margin relu(a) + x/2 + 1, x in [.2, .6]
+        (-0.5, 1.1),  # l = -.3, u = .1: below lies 0, and x/2 + 1 >= 1.1
+        (-0.3, 1.0),  # l = -.1, u = .3: below lies a, and x − .3 + x/2 + 1 >= 1.0
+        (0.1, 1.4),  # never off: 1.5·.2 + 1.1
+        (-0.7, 1.1),  # never on
+    ],
+)
+def test_a_relu_lies_above_whichever_of_x_and_0_leaves_the_smaller_area(shift, least):
+    """The row of one neuron, by hand; intervals know the neuron itself, so they are told less here."""
+    net = lead_net(linear([[1.0], [0.5]], [shift, 2.0]), nn.ReLU(), linear([[1.0, 1.0]], [-1.0]))
+    x = torch.full((1, 1, 1, 1), 0.4, dtype=torch.float64)
+    network, _ = read(net, x, READERS)
+    bounds = Bounds.by_crown(network, Linf(x, 0.2))
+    found = bounds.of_logits(torch.tensor([[[1.0, -1.0]]], dtype=torch.float64), through=True)
+    assert found.item() == pytest.approx(least, abs=1e-12)
+
+
+def test_a_max_pool_s_bounds_by_hand():
+    """Of a and b in [0, 1]·x: above, t + chords or the constant; below, the one with the larger bound.
+
+    a = x in [.2, .6], b = .8 − x in [.2, .6]: t = .2, chords a + b − .2 = .6 = the constant.
+    With b = .5 − x/4 in [.35, .45]: t = .35, (.25/.4)(x − .2) + (b − .35) + .35 is .525 at the centre.
+    """
+    for (slope, shift), high, low in [((-1.0, 0.8), 0.6, 0.2), ((-0.25, 0.5), 0.6, 0.35)]:
+        pool = nn.Sequential(linear([[1.0], [slope]], [0.0, shift]), Side())
+        net = lead_net(pool, nn.MaxPool2d((1, 2)), nn.Flatten())
+        x = torch.full((1, 1, 1, 1), 0.4, dtype=torch.float64)
+        network, _ = read(net, x, READERS)
+        bounds = Bounds.by_crown(network, Linf(x, 0.2))
+        one = torch.tensor([[[1.0, -1.0]]], dtype=torch.float64)
+        top, bottom = (
+            -bounds.of_logits(-one, through=True).item(),
+            bounds.of_logits(one, through=True).item(),
+        )
+        assert (top, bottom) == (pytest.approx(high, abs=1e-12), pytest.approx(low, abs=1e-12))
+
+
 def least_by_milp(weights, biases, low, high, objective):
     """The least objective · z over a box, z of Linear-ReLU-...-Linear, with a 0/1 number for each ReLU."""
     sizes = [len(low)]
@@ -181,10 +243,10 @@ def least_by_milp(weights, biases, low, high, objective):
         reach_low, reach_high = np.maximum(lo, 0), np.maximum(hi, 0)
     cost = np.zeros(total)
     cost[at[-2] :] = objective
-    found = milp(
+    found = optimize.milp(
         cost,
-        constraints=LinearConstraint(np.array(rows), lower, upper),
-        bounds=Box(*bounds.T),
+        constraints=optimize.LinearConstraint(np.array(rows), lower, upper),
+        bounds=optimize.Bounds(*bounds.T),
         integrality=integral,
         options={"mip_rel_gap": 0},
     )
