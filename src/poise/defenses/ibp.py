@@ -33,6 +33,7 @@ def _batch_norm(
     return normalised(input, running_mean, running_var, weight, bias, eps)
 
 
+CLEAN = 0.25  # share of the warm-up before the first interval
 TRAINING: Mapping[str, Reader] = {**READERS, "batch_norm": _batch_norm}
 
 
@@ -40,8 +41,9 @@ TRAINING: Mapping[str, Reader] = {**READERS, "batch_norm": _batch_norm}
 class IntervalTraining:
     """κ·CE(z) + (1 − κ)·CE(z′), z′_j = z_y + max (z_j − z_y), the largest that intervals allow in the ball.
 
-    The second is −log of the probability of y that intervals certify. κ falls from 1 to `clean` as eps
-    rises to `full`, over the epochs of `eps_warmup`.
+    The second is −log of the probability of y that intervals certify. While eps rises to `full`, over the
+    epochs of `eps_warmup`, training is clean in the first quarter; then the radius grows from 0 and κ falls
+    from 1 to `clean`. Without a warm-up, or at a high learning rate, nets collapse to one class.
 
     Args:
         eps: radius of the L∞ ball, in pixel units.
@@ -63,9 +65,10 @@ class IntervalTraining:
     ) -> Scalar:
         network, logits = read(model, x, TRAINING)
         logits = wide(logits)
-        kappa = 1 - (1 - self.clean) * (self.eps / self.full if self.full else 1.0)
+        risen = max(0.0, self.eps / self.full - CLEAN) / (1 - CLEAN) if self.full else 1.0
+        kappa = 1 - (1 - self.clean) * risen
         with torch.autocast(x.device.type, enabled=False):
-            bounds = Bounds.by_intervals(network, Linf(x, self.eps))
+            bounds = Bounds.by_intervals(network, Linf(x, self.full * risen))
             one = torch.eye(logits.shape[1], dtype=x.dtype, device=x.device)
             worst = -bounds.of_logits(one[y][:, None] - one, through=False)
         return kappa * F.cross_entropy(logits, y) + (1 - kappa) * F.cross_entropy(worst, y)
