@@ -69,17 +69,17 @@ def table(only: str) -> None:
         found = certify.crown(eps=eps, norm=norm)(net, x)
         each = (time.process_time() - began) / many * 1000
         assert (found.lower <= attacked + 1e-5).all()
+        right = clean.argmax(dim=1) == y
         numbers = (
+            right,
             clean.amax(dim=1),
             attacked,
             wide.lower,
             found.lower,
             found.upper,
-            found.label_kept.double(),
+            found.label_kept,
         )
-        shown = " | ".join(
-            f"{float(v.mean()):.3f}" for v in ((clean.argmax(dim=1) == y).double(), *numbers)
-        )
+        shown = " | ".join(f"{float(values.double().mean()):.3f}" for values in numbers)
         print(f"| {name}, {eps:.4g} {norm} | {shown} | {each:.0f} |", flush=True)
 
 

@@ -93,10 +93,11 @@ class Affine:
     def back(self, rows: Rows, source: Shape, target: Shape) -> Rows:
         """The functions w of the output as functions w A of the input."""
         shape = (*source[:-2], *rows.weights.shape[-2:]) if self.local and len(source) == 3 else source
+        trained = torch.is_grad_enabled()  # the layer's own weights, by who calls
         with torch.enable_grad():
             x = rows.weights.new_zeros(len(rows.weights), *shape, requires_grad=True)
             weights = rows.weights if self.local else rows.whole(target)
-            (found,) = torch.autograd.grad(self.apply(x), x, weights)
+            (found,) = torch.autograd.grad(self.apply(x), x, weights, create_graph=trained)
         return Rows(found, *rows[1:]) if self.local else Rows(found)
 
     def reach(self, size: Pair, source: Shape) -> Pair:
