@@ -11,6 +11,7 @@ from claim_frames import A, B, C, claim, frame, verdict
 from poise import InputError
 from poise.recipes.paper import settings, terms
 from poise.recipes.paper.claims import CLAIMS, judge
+from poise.recipes.paper.claims_parts import BINARY
 from poise.recipes.paper.judging import EVERY, MOST, Count, Finding, Less, Margin, Mean
 from poise.recipes.paper.settings import Pair, Scope
 from poise.recipes.paper.terms import Difference, Least, Ratio, Same, Size, Value
@@ -167,8 +168,32 @@ def test_a_stand_in_is_judged_in_the_place_of_what_it_stands_for_and_counted_apa
     )
     own = frame((A, 1), (B, 2), architecture="EfficientNet-B0", dataset="Chest X-ray")
     assert judge([what], own)["of"].to_list() == ["own"]
-    assert judge([what], pl.concat([own, stand_in], how="diagonal"))["of"].to_list() == ["both"]
+    both = pl.concat([own, stand_in.with_columns(mean=-pl.col("mean"))], how="diagonal")
+    row = judge([what], both).row(0, named=True)  # the stand-in speaks against it, and has no say
+    assert (row["of"], row["verdict"], row["setting"]) == ("own", "holds", "EfficientNet-B0 on Chest X-ray")
+    assert row["numbers"].startswith("1 of 1; ")
     assert judge([what], lite)["verdict"].to_list() == ["not run"]  # nobody says what it stands for
+
+
+def test_one_stand_in_for_two_nets_is_one_net_and_no_pair():
+    small = frame((A, 1), (B, 2), architecture="LeNet", dataset="MNIST (S = 0.1)")
+    stands = pl.concat(
+        small.with_columns(
+            of_architecture=pl.lit(a), of_dataset=pl.lit("CIFAR-10"), own=pl.lit(value=False)
+        )
+        for a in ("ResNet-18", "WideResNet-50")
+    )
+    what = claim((Less(A, B),), scope=Scope(("ResNet-18", "WideResNet-50")))
+    row = judge([what], stands).row(0, named=True)
+    assert row["setting"] == "LeNet on MNIST (S = 0.1)" and row["numbers"].startswith("1 of 1; ")
+    larger = Pair("larger", "small", ("WideResNet-50",), ("ResNet-18",))
+    assert settings.settings(stands, (), larger) == []
+
+
+def test_a_stand_in_of_two_classes_is_of_two_classes():
+    pneumonia = frame((A, 1), dataset="pneumoniamnist").with_columns(of_dataset=pl.lit("Chest X-ray"))
+    for scope, there in ((Scope(but=BINARY), 0), (Scope(datasets=BINARY), 1), (Scope((), ("MSTAR",)), 0)):
+        assert len(settings.settings(pneumonia, (), scope)) == there
 
 
 def test_frames_that_cannot_be_judged_are_refused():

@@ -131,6 +131,17 @@ def test_audits_of_one_title_are_told_apart_by_what_differs(one, other, words):
     ]  # each with a clean row of its own
 
 
+def test_long_titles_never_merge():
+    """However long the title and the words behind it, each audit has a clean row of its own."""
+    attack = "Auto(eps={}, keep=best, margin=0.0001, norm=linf, smoothing={}, steps=20)"
+    some = [
+        told("z" * 200, attack.format(eps, smoothing), seed=seed, weights=weights)
+        for eps, smoothing, seed, weights in ((0.1, 1, 0, "a"), (0.2, 1, 0, "a"), (0.1, 2, 1, "b"))
+    ]
+    frame = summary(some)
+    assert frame["model"].n_unique() == 3 and [line[1] for line in tables.cells(frame)].count("none") == 3
+
+
 NASTY = {
     "script": "<script>alert(1)</script>",
     "formula": r"$\frac{$",

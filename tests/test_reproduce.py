@@ -199,6 +199,33 @@ def test_stand_ins_go_by_their_own_name_beside_the_papers():
     assert one.train is None and one.looked != other.looked
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("{}/a.npz#7", "a.npz"),
+        ("npz:{}/a.npz#7", "a.npz"),
+        ("folder:{}", "test/cat/1.png"),
+        ("onnx/{}/net.onnx", "net.onnx"),
+        ("{}/net.py:make", "net.py"),
+    ],
+)
+def test_models_and_data_are_known_by_what_is_under_their_paths(name, file, tmp_path):
+    def key(folder):
+        setting = replace(TINY.magnitude, model=name.format(folder), data=name.format(folder))
+        return Job(setting=setting, defense="Vanilla", seed=0).trained
+
+    def put(folder, content):
+        (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / file).write_bytes(content)
+
+    put("one", b"1234")
+    put("two", b"1234")
+    before = key(tmp_path / "one")
+    assert key(tmp_path / "two") == before
+    put("one", b"4321")  # as long as before
+    assert key(tmp_path / "one") != before
+
+
 def test_nets_are_known_by_what_is_in_their_files(tmp_path):
     def job(name, data="npz:a.npz"):
         return Job(
@@ -224,9 +251,19 @@ def test_nets_are_known_by_what_is_in_their_files(tmp_path):
     [
         (
             ["table3", "--scale", "full", "--weights", "ResNet-18=a.pt"],
-            "--weights names ResNet-18, and nothing takes it",
+            "--weights names ResNet-18, which would change nothing: it is for nothing",
         ),
-        (["table3", "--data", "ImageNet=npz:a.npz"], "--data names ImageNet, which has no part in table3"),
+        (
+            ["table3", "--scale", "full", "--weights", "ResNet-50=a.pt"],  # Table 1's takes them
+            "--weights names ResNet-50, which would change nothing",
+        ),
+        (
+            ["table3", "--data", "ImageNet=npz:a.npz"],
+            "--data names ImageNet, which would change nothing: it is for MNIST (S = 0.1)",
+        ),
+        (["table3", "--model", "ResNet-18=resnet18"], "it is for LeNet"),  # LeNet stands in for it here
+        (["table1", "--data", "MSTAR=npz:a.npz", "MSTAR=npz:b.npz"], "--data names MSTAR twice"),
+        (["table1", "--jobs", "²/3"], "--jobs takes i/n"),
         (["table1", "--model", "ResNet-180=timm/x"], "--model names ResNet-180"),
     ],
 )
@@ -324,7 +361,7 @@ def test_scattered_changes_are_a_twentieth_twenty_times_as_large():
         (["table9"], "unknown target 'table9': did you mean table"),
         (["table1", "--jobs", "2/2"], "--jobs takes i/n with i from 0 to n - 1"),
         (["table1", "--model", "LeNet"], "--model takes NAME=VALUE"),
-        (["table1", "--data", "SVHN=npz:x.npz"], "--data names SVHN, and nothing takes it here"),
+        (["table1", "--data", "SVHN=npz:x.npz"], "--data names SVHN, which would change nothing"),
         (["table1", "--root", "nowhere"], "busi is not there"),
         (["table1", "--seeds", "0"], "seeds must be a whole number of at least 1"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,17 +61,17 @@ def reproduce(
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
-    named = {
-        "model": _pairs("model", model),
-        "weights": _pairs("weights", weights),
-        "data": _pairs("data", data),
-    }
-    chosen = scales.scale(scale).told(seeds=seeds, **named)
+    plain = scales.scale(scale)
+    chosen = plain.told(
+        seeds=seeds,
+        model=_pairs("model", model),
+        weights=_pairs("weights", weights),
+        data=_pairs("data", data),
+        used=[job.setting for job in book.jobs_of(name, plain, reading)],
+    )
     place = Place(out, root, chosen.held)
     part, parts = _share(jobs)
-    whole = distinct(book.jobs_of(name, chosen, reading))
-    _check_used(name, named, {names for job in whole for names in job.setting.published})
-    todo = share(whole, part, parts)
+    todo = share(distinct(book.jobs_of(name, chosen, reading)), part, parts)
     if dry_run:
         _show_plan(todo, place)
         return
@@ -90,16 +90,6 @@ def reproduce(
         print(page)
     for reason in failed:
         print(f"not run: {reason}")
-
-
-def _check_used(target: str, named: Mapping[str, Mapping[str, str]], used: set[str]) -> None:
-    """Refuse a stand-in for what the target has no part of: it would change nothing."""
-    for flag, pairs in named.items():
-        if idle := [name for name in pairs if name not in used]:
-            known = ", ".join(sorted(used))
-            raise InputError(
-                f"--{flag} names {', '.join(idle)}, which has no part in {target} (it has {known})"
-            )
 
 
 def _command(target: str, scale: str, reading: str, seeds: int | None, **named: tuple[str, ...]) -> str:
@@ -147,18 +137,19 @@ def _show_plan(todo: Sequence[Job], place: Place) -> None:
 
 def _pairs(what: str, texts: tuple[str, ...]) -> dict[str, str]:
     """NAME=VALUE texts as a mapping."""
-    found = {}
+    found: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             raise InputError(f"--{what} takes NAME=VALUE, NAME being the paper's, got {text!r}")
-        found[name] = value
+        if found.setdefault(name, value) != value:
+            raise InputError(f"--{what} names {name} twice, as {found[name]!r} and as {value!r}: which?")
     return found
 
 
 def _share(text: str) -> tuple[int, int]:
     """i/n with 0 <= i < n."""
     part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
+    if not (part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
         raise InputError(f"--jobs takes i/n with i from 0 to n - 1, e.g. 0/4, got {text!r}")
     return int(part), int(parts)

@@ -21,6 +21,7 @@ from poise.labels import Given, in_order_of
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.recipes.fitting import check_shape
+from poise.report import escaping
 from poise.shapes import Images, Labels
 from poise.training.outcome import finished, model_of
 
@@ -291,7 +292,8 @@ def _failed(part: pl.DataFrame, column: str) -> str:
 def markdown(frame: pl.DataFrame) -> str:
     """The table in Markdown."""
     rule = ["---", *("---:" for _ in COLUMNS)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (HEADING, rule, *cells(frame)))
+    lines = (HEADING, rule, *(map(escaping.markdown, line) for line in cells(frame)))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _spread(values: pl.Series, digits: int) -> str:

@@ -7,7 +7,13 @@ import re
 from poise.naming import plain
 
 WIDTH = 80  # letters that tables show of a name
-_ENTITIES = {ord(letter): f"&#{ord(letter)};" for letter in "\\`*[]<>|~$&#{}"}
+_MARKS = re.compile(
+    r"""[\\`*|~${}]          # wherever they are
+    | ^[\#>+-] | <(?=\S) | &(?=[\#\w]) | \](?=[(\[:])  # where they would begin something, or end it
+    | (?<![^\W_])_ | _(?![^\W_])  # not within a word
+    """,
+    re.VERBOSE,
+)
 _TEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,10 +36,10 @@ def markdown(text: str) -> str:
 
     Entities, since not every dialect takes a backslash before every letter.
 
-    >>> markdown("a|b <i> c_d _e_")
-    'a&#124;b &#60;i&#62; c_d &#95;e&#95;'
+    >>> markdown("a|b <i> c_d _e_"), markdown("[0, 1] < 2")
+    ('a&#124;b &#60;i> c_d &#95;e&#95;', '[0, 1] < 2')
     """
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", "&#95;", plain(text).translate(_ENTITIES))
+    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", plain(text))
 
 
 def code(text: str) -> str:

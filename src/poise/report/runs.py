@@ -110,8 +110,8 @@ def told_apart(audits: Sequence[Audit]) -> list[Audit]:
     That is its budget and other options of its attacks, seed, weights, images or data; a number
     where nothing does.
     """
-    titles = [audit.title for audit in audits]
-    shown = list(audits)
+    shown = [replace(audit, title=plain(audit.title)) for audit in audits]
+    titles = [audit.title for audit in shown]
     for title in {title for title in titles if titles.count(title) > 1}:
         alike = [i for i, other in enumerate(titles) if other == title]
         told = _differences([audits[i] for i in alike])

@@ -42,8 +42,8 @@ def row(title: str, attacked: Attacked, *, threshold: float) -> dict[str, str | 
     """One row of `summary`."""
     r = attacked.records
     right = r.correct
-    model, name = (escaping.plain(text, width=escaping.WIDTH) for text in (title, attacked.name))
-    values: dict[str, str | int | float] = {"model": model, "attack": name, "images": len(r)}
+    name = escaping.plain(attacked.name, width=escaping.WIDTH)
+    values: dict[str, str | int | float] = {"model": title, "attack": name, "images": len(r)}
     for suffix, probs in (("", r.clean), ("_attacked", r.attacked)):
         unsure = (probs.max(dim=1).values < threshold) & (probs.argmax(dim=1) == r.clean.argmax(dim=1))
         values |= {

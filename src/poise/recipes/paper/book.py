@@ -18,6 +18,7 @@ from poise.recipes.paper.readings import READINGS, Reading
 from poise.recipes.paper.run import Place, finished
 from poise.recipes.paper.scale import Scale
 from poise.recipes.paper.tables import LAYOUTS
+from poise.report.escaping import code, markdown
 from poise.report.paper_figures import save
 
 FIGURE_JOBS = {
@@ -53,9 +54,9 @@ class Book:
             "commit": {run["commit"] or "unknown" for run in done},
         }
         told = "; ".join(f"{name} {' and '.join(sorted(values))}" for name, values in ran.items() if values)
+        page = store.circumstances()["commit"]
         return (
-            f"# {title}\n\n"
-            f"`{self.command}`. Runs: {told or 'none'}. Page: commit {store.circumstances()['commit']}.\n\n"
+            f"# {title}\n\n{code(self.command)}. Runs: {told or 'none'}. Page: commit {page}.\n\n"
             f"Reading *{self.reading}*: {READINGS[self.reading]}.\n"
         )
 
@@ -118,7 +119,10 @@ def _collapsed(found: pl.DataFrame) -> str:
     """Which nets answer one class for every image; their rows mean nothing."""
     fallen = found.filter(pl.col("metric") == "collapsed", pl.col("mean") > 0)
     rows = fallen.select("architecture", "dataset", "defense", "mean", "n").unique(maintain_order=True)
-    told = [f"{a} on {d}, {name} ({mean * n:.0f} of {n})" for a, d, name, mean, n in rows.rows()]
+    told = [
+        f"{markdown(a)} on {markdown(d)}, {name} ({mean * n:.0f} of {n})"
+        for a, d, name, mean, n in rows.rows()
+    ]
     return f"\nCollapsed to one class, here or in another table: {'; '.join(told)}.\n" if told else ""
 
 
@@ -156,10 +160,10 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
         )
         text += "| --- | --- | --- | --- | --- | --- |\n"
         for row in part.to_dicts():
-            star = "*" * (row["of"] not in (None, "own"))
-            verdict, clear = f"**{row['verdict']}**{chr(92) * len(star)}{star}", row["clear"] or "-"
-            line = (row["statement"], row["section"], verdict, clear, row["numbers"], theirs[row["name"]])
-            text += f"| {' | '.join(entry.replace('|', chr(92) + '|') for entry in line)} |\n"
+            verdict = f"**{row['verdict']}**" + (r"\*" if row["of"] == "stand-in" else "")
+            told = (row["clear"] or "-", row["numbers"], theirs[row["name"]])
+            line = (*map(markdown, (row["statement"], row["section"])), verdict, *map(markdown, told))
+            text += f"| {' | '.join(line)} |\n"
     return _put(book, "claims", text, frame)
 
 
@@ -193,11 +197,7 @@ def _stands(scale: Scale) -> pl.DataFrame:
 def _counted(judged: pl.DataFrame) -> str:
     """How many verdicts there are of each kind, those on stand-ins apart."""
     told = []
-    for of, words in (
-        ("own", "on the paper's own nets"),
-        ("both", "on both"),
-        ("stand-in", "on stand-ins"),
-    ):
+    for of, words in (("own", "on the paper's own nets"), ("stand-in", "on stand-ins")):
         counts = dict(judged.filter(of=of)["verdict"].value_counts().rows())
         told += [f"{counts.get('holds', 0)} hold and {counts.get('fails', 0)} fail {words}"] * bool(counts)
     idle = judged.filter(verdict="not run").height
@@ -230,13 +230,22 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
     frames = {name: tables.beside(layout, book.scale, found) for name, layout in LAYOUTS.items()}
     board = tables.score(frames)
     total = board.select(pl.lit("all").alias("table"), pl.exclude("table").sum())
-    board = pl.concat([board, total], how="vertical_relaxed")
+    kinds = [
+        {"table": f"claims that {'hold' if verdict == 'holds' else 'fail'}", "cells": judged.height}
+        | {
+            name: judged.filter(verdict=verdict, of=of).height
+            for name, of in (("run", "own"), ("stand-in", "stand-in"))
+        }
+        for verdict in ("holds", "fails")
+    ]
+    board = pl.concat([board, total, pl.DataFrame(kinds)], how="diagonal_relaxed")
     text = (
         f"{book.head('Scoreboard', jobs_of('all', book.scale, book.reading))}\n"
         "*run*: cells of the paper measured in its own setting, in whatever reading (of Table 2, "
         "*unheld*); *stand-in*: by another net, other data or shorter training; *judged*: both sides have "
         "a standard deviation over seeds; *within 2 std*: of those, the difference is within two pooled "
-        f"ones.\n\n{_markdown(board)}\n"
+        "ones. Last, how many of all claims have which verdict, on the paper's own nets and on stand-ins "
+        f"alone.\n\n{_markdown(board)}\n"
         f"Claims: {_counted(judged)}.\n"
     )
     return _put(book, "scoreboard", text, board)
@@ -244,7 +253,8 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
 
 def _markdown(frame: pl.DataFrame) -> str:
     lines: Sequence[Sequence[object]] = (frame.columns, ["---"] * frame.width, *frame.rows())
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    shown = (["-" if entry is None else str(entry) for entry in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
 
 
 def _stem(book: Book, name: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from poise import defenses, store
 from poise.attacks import Attack
+from poise.data.digests import digest_of
 from poise.defenses import Defense, Vanilla
 from poise.naming import lookup, taken
 from poise.recipes.paper.readings import Reading, attacks_of, unheld
@@ -88,14 +89,15 @@ class Job:
             return dict(unheld(self.setting))
         return attacks_of(self.setting, "ours" if self.look == "referee" else self.reading)
 
-    @property
+    @cached_property
     def trained(self) -> str:
         """The name of the net's folder: what it is, and a key of everything it depends on."""
         s = self.setting
-        train = f"{_content(s.weights)} on {_content(s.data)}"
+        weights, source, model = map(_content, (s.weights, s.data, s.model))
+        train = f"{weights} on {source}"
         if self.train:
-            train = repr(replace(self.train, weights=_content(s.weights), data=_content(s.data)))
-        facts = {"job": train, "defense": repr(self.value), "train": s.train, "model": s.model}
+            train = repr(replace(self.train, weights=weights, data=source, model=model))
+        facts = {"job": train, "defense": repr(self.value), "train": s.train, "model": model}
         return f"{_slug(s.architecture, s.dataset, _split(self.defense)[0], self.seed)}-{_key(facts)}"
 
     @property
@@ -179,21 +181,21 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _content(name: str | None) -> str:
-    """What tells weights or data from others: a file's bytes, a folder's files, else the name itself."""
-    prefix, _, rest = (name or "").rpartition(":")
-    path = Path(rest)
-    if path.is_file():
-        return f"{prefix}:{_hash(path, path.stat().st_size, path.stat().st_mtime_ns)}"
-    if prefix and path.is_dir():
-        files = sorted((str(f.relative_to(path)), f.stat().st_size) for f in path.rglob("*") if f.is_file())
-        return f"{prefix}:{store.key_of({'files': files})}"
-    return name or "None"
+    """What tells a model, weights or data from others: where a path is named, the bytes that lie there.
 
-
-@cache
-def _hash(file: Path, size: int, changed: int) -> str:
-    """The file's hash, computed once while it stays as it is: a job's name is asked for often."""
-    return store.file_hash(file)
+    The path of `FILE`, `npz:FILE#7`, `folder:PATH`, `onnx/FILE` or `FILE.py:FUNCTION`.
+    """
+    name = name or "None"
+    kind, _, rest = name.partition("/")
+    for text in (name, name.partition(":")[2], name.rpartition(":")[0], rest * (kind in ("onnx", "hf"))):
+        named = text.partition("#")[0]
+        path = Path(named)
+        if named and path.is_file():
+            return name.replace(named, digest_of(path).hex()[:16], 1)
+        if named and path.is_dir() and (named != name or path.name != name):
+            files = {str(f.relative_to(path)): digest_of(f).hex() for f in path.rglob("*") if f.is_file()}
+            return name.replace(named, store.key_of(files), 1)
+    return name
 
 
 def _slug(*words: object) -> str:

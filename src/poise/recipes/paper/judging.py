@@ -175,9 +175,10 @@ def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
     """The verdict on each claim, a row each.
 
     Columns: name, section, statement; setting, those it was judged on; of, whether these are the paper's
-    'own', a 'stand-in' for them, or 'both' (null if not run): a verdict on a stand-in is not one on the
-    paper's nets; verdict, 'holds', 'fails' or 'not run' (no setting has all the cells it needs); clear,
-    'clear', 'within noise' or 'spread unknown' (null if not run); numbers, the figures that decided.
+    'own' or a 'stand-in' for them (null if not run), which counts only where none of the own was run, and
+    is no verdict on the paper's nets; verdict, 'holds', 'fails' or 'not run' (no setting has all the cells
+    it needs); clear, 'clear', 'within noise' or 'spread unknown' (null if not run); numbers, the figures
+    that decided.
 
     Args:
         claims: CLAIMS, REFEREE or others.
@@ -214,22 +215,22 @@ COLUMNS = ("name", "section", "statement", "setting", "of", "verdict", "clear", 
 def _row(claim: Claim, cells: pl.DataFrame) -> tuple[str | None, ...]:
     there = settings(cells, claim.tables, claim.scope)
     by_setting = {setting.name: _in(claim, setting) for setting in there}
-    found = [finding for part in by_setting.values() for finding in part]
+    run = [setting for setting in there if by_setting[setting.name]]
     head = (claim.name, claim.section, claim.statement)
-    if not found:
+    if not run:
         return *head, "", None, "not run", None, _missing(claim, there)
+    stand_in = all(setting.stand_in for setting in run)
+    there, run = ([s for s in some if s.stand_in is stand_in] for some in (there, run))
+    found = [finding for setting in run for finding in by_setting[setting.name]]
     ruling = claim.rule(found)
-    run = [name for name, part in by_setting.items() if part]
     share = "" if len(run) == len(there) else f" ({len(run)} of {len(there)} settings run)"
     if lacking := len(run) * len(claim.cases) - len(found):
         share += f" ({lacking} more not run)"
     verdict = "holds" if ruling.holds else "fails"
-    kinds = {setting.stand_in for setting in there if by_setting[setting.name]}
-    of = "both" if len(kinds) > 1 else "stand-in" if True in kinds else "own"
     return (
         *head,
-        "; ".join(run),
-        of,
+        "; ".join(setting.name for setting in run),
+        "stand-in" if stand_in else "own",
         verdict,
         ruling.clear,
         f"{ruling.text}{share}{_deciding(found, ruling)}",

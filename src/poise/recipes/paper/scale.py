@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -104,17 +104,26 @@ class Scale:
         model: Mapping[str, str] | None = None,
         weights: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
+        used: Iterable[Setting] | None = None,
     ) -> Scale:
         """The same with another number of seeds, models and weights by architecture, data by data set.
 
         What stands in for the paper's own goes by its own name, with the paper's numbers beside it.
 
+        Args:
+            seeds: nets trained a setting.
+            model: another model, by architecture.
+            weights: other weights, by architecture.
+            data: other data, by data set.
+            used: the settings that will be run; all by default.
+
         Raises:
-            InputError: a name that no setting has.
+            InputError: a name that none of these settings has.
         """
-        _known("model", model, {s.architecture for s in self.settings()})
-        _known("weights", weights, {s.architecture for s in self.settings() if s.weights})
-        _known("data", data, {s.dataset for s in self.settings()})
+        used = list(self.settings() if used is None else used)
+        _known("model", model, {s.architecture for s in used})
+        _known("weights", weights, {s.architecture for s in used if s.weights})
+        _known("data", data, {s.dataset for s in used})
 
         def changed(s: Setting) -> Setting:
             net, source = (model or {}).get(s.architecture), (data or {}).get(s.dataset)
@@ -147,8 +156,10 @@ def scale(name: str) -> Scale:
 def _known(what: str, given: Mapping[str, str] | None, names: set[str]) -> None:
     """Refuse a name that nothing at this scale would take: the value would be dropped unseen."""
     if unknown := sorted(set(given or ()) - names):
-        known = ", ".join(sorted(names))
-        raise InputError(f"--{what} names {', '.join(unknown)}, and nothing takes it here but {known}")
+        known = ", ".join(sorted(names)) or "nothing"
+        raise InputError(
+            f"--{what} names {', '.join(unknown)}, which would change nothing: it is for {known}"
+        )
 
 
 TRANSFER_DATA = {

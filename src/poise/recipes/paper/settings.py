@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import NamedTuple
 
 import polars as pl
 
@@ -23,14 +24,19 @@ class Setting(NamedTuple):
     stand_in: bool = False
 
 
-class Net(NamedTuple):
-    """An architecture on a data set, the paper's that it stands for, and whether it is that itself."""
+@dataclass
+class Net:
+    """An architecture on a data set by its own names and the paper's that it stands for; its numbers."""
 
-    architecture: str
-    dataset: str
-    of_architecture: str
-    of_dataset: str
-    own: bool
+    architectures: list[str]  # its own first
+    datasets: list[str]
+    own: bool = True
+    numbers: dict[Ref, Value] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its own."""
+        return f"{self.architectures[0]} on {self.datasets[0]}"
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,14 @@ class Scope:
 
     def takes(self, architecture: str, dataset: str) -> bool:
         """Whether it is one of them."""
+        return self.takes_any([architecture], [dataset])
+
+    def takes_any(self, architectures: Sequence[str], datasets: Sequence[str]) -> bool:
+        """Whether one of several names of an architecture and of a data set is, and none is left out."""
         return (
-            (not self.architectures or _is(architecture, self.architectures))
-            and (not self.datasets or _is(dataset, self.datasets))
-            and not _is(dataset, self.but)
+            (not self.architectures or _among(architectures, self.architectures))
+            and (not self.datasets or _among(datasets, self.datasets))
+            and not _among(datasets, self.but)
         )
 
 
@@ -71,14 +81,11 @@ class Pair:
     firsts: tuple[str, ...]
     seconds: tuple[str, ...] = ()
 
-    def takes(self, architecture: str, other: str) -> bool:
-        """Whether these two are such a pair."""
-        if not _is(architecture, self.firsts) or _is(other, self.firsts):
+    def takes(self, architectures: Sequence[str], others: Sequence[str]) -> bool:
+        """Whether two nets of these names are such a pair."""
+        if not _among(architectures, self.firsts) or _among(others, self.firsts):
             return False
-        return not self.seconds or _is(other, self.seconds)
-
-
-Nets: TypeAlias = Mapping[Net, Numbers]
+        return not self.seconds or _among(others, self.seconds)
 
 
 def settings(cells: pl.DataFrame, tables: tuple[str, ...], scope: Scope | Pair) -> list[Setting]:
@@ -95,21 +102,19 @@ def settings(cells: pl.DataFrame, tables: tuple[str, ...], scope: Scope | Pair) 
     nets = _nets(_of_tables(cells, tables))
     if isinstance(scope, Scope):
         return [
-            Setting(f"{net.architecture} on {net.dataset}", numbers, not net.own)
-            for net, numbers in nets.items()
-            if scope.takes(net.of_architecture, net.of_dataset)
+            Setting(net.name, net.numbers, not net.own)
+            for net in nets
+            if scope.takes_any(net.architectures, net.datasets)
         ]
     return list(_pairs(nets, scope))
 
 
-def _pairs(nets: Nets, pair: Pair) -> Iterator[Setting]:
-    for a, ours in nets.items():
-        for b, theirs in nets.items():
-            if a.dataset == b.dataset and pair.takes(a.of_architecture, b.of_architecture):
-                numbers = {ref._replace(net=pair.first): found for ref, found in ours.items()}
-                numbers |= {ref._replace(net=pair.second): found for ref, found in theirs.items()}
-                name = f"{a.architecture} and {b.architecture} on {a.dataset}"
-                yield Setting(name, numbers, not (a.own and b.own))
+def _pairs(nets: Sequence[Net], pair: Pair) -> Iterator[Setting]:
+    for a, b in permutations(nets, 2):
+        if a.datasets[0] == b.datasets[0] and pair.takes(a.architectures, b.architectures):
+            numbers = {ref._replace(net=pair.first): found for ref, found in a.numbers.items()}
+            numbers |= {ref._replace(net=pair.second): found for ref, found in b.numbers.items()}
+            yield Setting(f"{a.architectures[0]} and {b.name}", numbers, not (a.own and b.own))
 
 
 def _of_tables(cells: pl.DataFrame, tables: tuple[str, ...]) -> pl.DataFrame:
@@ -120,9 +125,9 @@ def _of_tables(cells: pl.DataFrame, tables: tuple[str, ...]) -> pl.DataFrame:
     return cells.filter(pl.col("table").cast(pl.String).is_in(tables))
 
 
-def _nets(cells: pl.DataFrame) -> dict[Net, dict[Ref, Value]]:
-    """The numbers of each architecture on each data set."""
-    nets: dict[Net, dict[Ref, Value]] = {}
+def _nets(cells: pl.DataFrame) -> list[Net]:
+    """The numbers of each architecture on each data set; one that stands for several is one."""
+    nets: dict[tuple[str, str], Net] = {}
     for row in cells.iter_rows(named=True):
         mean, std = _number(row["mean"]), _number(row["std"])
         if mean is None:
@@ -130,21 +135,23 @@ def _nets(cells: pl.DataFrame) -> dict[Net, dict[Ref, Value]]:
         ref = Ref(row["defense"], row["attack"], row["metric"])
         found = Value(mean, None if row.get("n") == 1 else std)
         a, d = row["architecture"], row["dataset"]
-        place = Net(
-            a, d, row.get("of_architecture") or a, row.get("of_dataset") or d, row.get("own") is not False
-        )
-        before = nets.setdefault(place, {}).setdefault(ref, found)
+        net = nets.setdefault((a, d), Net([a], [d]))
+        for names, other in ((net.architectures, "of_architecture"), (net.datasets, "of_dataset")):
+            if (of := row.get(other)) and of not in names:
+                names.append(of)
+        net.own &= row.get("own") is not False
+        before = net.numbers.setdefault(ref, found)
         if before != found:
             raise InputError(
                 f"two numbers for one cell ({', '.join((a, d, *ref[:3]))}): {before.mean:g} and "
                 f"{found.mean:g}; filter the cells to one reading, budget or table"
             )
-    return nets
+    return list(nets.values())
 
 
 def _number(found: float | None) -> float | None:
     return None if found is None or math.isnan(found) else float(found)
 
 
-def _is(name: str, names: tuple[str, ...]) -> bool:
-    return name.casefold() in map(str.casefold, names)
+def _among(names: Sequence[str], wanted: tuple[str, ...]) -> bool:
+    return not {name.casefold() for name in names}.isdisjoint(name.casefold() for name in wanted)

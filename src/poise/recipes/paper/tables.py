@@ -12,6 +12,7 @@ from poise.recipes.paper.cells import published
 from poise.recipes.paper.jobs import Job
 from poise.recipes.paper.readings import Reading
 from poise.recipes.paper.scale import Scale, Setting
+from poise.report import escaping
 
 PLACE = ["architecture", "dataset", "defense", "attack", "metric"]  # what names a cell of the paper's
 
@@ -187,7 +188,10 @@ def markdown(layout: Layout, frame: pl.DataFrame) -> str:
             *(pl.col(k) == row[k] for k in keys),
             pl.col("reading").eq_missing(row["reading"]) | pl.col("reading").is_null(),
         )
-        names = [_name(row, theirs, ours) for theirs, ours in zip(keys, layout.rows, strict=True)]
+        names = [
+            escaping.markdown(_name(row, theirs, ours))
+            for theirs, ours in zip(keys, layout.rows, strict=True)
+        ]
         most = part.select(pl.col("n", "images").max()).to_dicts()[0]
         counts = "-" if most["n"] is None else f"{most['n']} × {most['images']}"
         cells = [_cell(layout, part, attack, metric) for _, attack, metric in layout.columns]
