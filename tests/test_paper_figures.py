@@ -1,6 +1,7 @@
 """The paper's figures: what they show is what was measured, by numbers worked out by hand."""
 
 import math
+import warnings
 from copy import deepcopy
 
 import polars as pl
@@ -10,6 +11,7 @@ from torch import nn
 
 from nets import Linear, conv_net, images
 from poise import InputError, attacks
+from poise.naming import plain
 from poise.recipes.paper import salience as salience_module
 from poise.recipes.paper.salience import random_signs, relative_weight, salience, saliency
 from poise.recipes.paper.traces import most_oscillating, trace, traces
@@ -208,6 +210,33 @@ def test_save_writes_the_same_bytes_again(name, tmp_path):
     assert text.rstrip().endswith("</svg>") and "dc:date" not in text
     frame = display.frame()
     assert pl.read_csv(first.with_suffix(".csv"), schema=frame.schema).equals(frame)
+
+
+@pytest.mark.parametrize(
+    "name", [r"$\frac{$", "caf\udce9", "\x1b[31m", "_hidden", "z" * 200, "攻撃", "a\nb"]
+)
+def test_every_figure_shows_names_of_any_letters(name, tmp_path):
+    other = name[:-1] + "'"  # alike in all but the end
+    x = torch.full((3, 1, 2, 2), 0.5)
+    shown = {
+        "grid": ConfidenceGrid({name: THREE}, name),
+        "trace": ProbabilityTrace({name: WALK}, (name, other, "c")),
+        "class": ClassConfidence(THREE, (name, other)),
+        "change": Perturbations(x[0], {name: x[0]}, THREE.clean[0], {name: THREE.clean[0]}),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for stem, display in shown.items():
+            save(display, tmp_path, stem)
+    frame = pl.read_csv(tmp_path / "class.csv")
+    assert frame["predicted"].to_list() == [plain(name), plain(other), plain(other)]
+    assert frame["above"].to_list() == [True, True, True]
+
+
+def test_legends_name_every_class_that_shares_its_shown_letters():
+    classes = ("z" * 200 + "a" * 40, "z" * 240 + "a" * 40, "c")  # alike once shortened
+    (legend,) = ProbabilityTrace({"dropout": WALK}, classes).plot().legends
+    assert len(legend.get_texts()) == 3
 
 
 def test_save_says_where_it_cannot_write(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from poise.metrics import reliability
 from poise.records import Records
-from poise.report.escaping import label
+from poise.report.escaping import label, plain
 from poise.report.runs import Audit
 
 RIGHT, WRONG, INK = "#2a6f97", "#e07a1f", "#444444"
@@ -145,7 +146,7 @@ class Perturbations:
             row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
             values = {"row": row, "column": column, "delta": delta}
             flat = {key: value.flatten().numpy() for key, value in values.items()}
-            parts.append(pl.DataFrame({"attack": [name] * delta.numel(), **flat}))
+            parts.append(pl.DataFrame({"attack": [plain(name)] * delta.numel(), **flat}))
         return pl.concat(parts)
 
     def plot(self) -> Figure:
@@ -200,7 +201,13 @@ class Heatmaps:
 def svg(display: Display) -> str:
     """The figure as SVG text: the same numbers give the same text, whatever the day."""
     stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "poise", "font.size": 9, "axes.titlesize": 9}):
+    with (
+        mpl.rc_context({"svg.hashsalt": "poise", "font.size": 9, "axes.titlesize": 9}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # a name in letters that the font lacks: boxes stand there
         display.plot().savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 

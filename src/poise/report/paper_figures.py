@@ -19,7 +19,7 @@ from torch import Tensor
 from poise import store
 from poise.checks import InputError, check_number
 from poise.records import Records
-from poise.report.escaping import label
+from poise.report.escaping import label, plain
 from poise.report.figures import INK, RIGHT, STAGES, WRONG, ConfidenceHistogram, Display, bare, bars, svg
 
 Trace: TypeAlias = Float[Tensor, "t k"]  # one image's probabilities at every point of a walk
@@ -69,7 +69,7 @@ class ConfidenceGrid:
         return pl.concat(
             ConfidenceHistogram(records, self.attack, self.bins)
             .frame()
-            .select(pl.lit(name).alias("defense"), pl.all())
+            .select(pl.lit(plain(name)).alias("defense"), pl.all())
             for name, records in self.rows.items()
         )
 
@@ -80,7 +80,7 @@ class ConfidenceGrid:
         axes = figure.subplots(len(self.rows), 2, sharex=True, sharey=True, squeeze=False)
         for pair, name in zip(axes, self.rows, strict=True):
             for ax, stage in zip(pair, STAGES, strict=True):
-                bars(ax, frame.filter(defense=name, stage=stage))
+                bars(ax, frame.filter(defense=plain(name), stage=stage))
                 bare(ax)
             pair[0].set_ylabel(label(name))
             pair[0].legend(loc="upper left", frameon=False)
@@ -116,9 +116,9 @@ class ProbabilityTrace:
         for name, trace in self.traces.items():
             steps, k = trace.shape
             columns = {
-                "attack": [name] * (steps * k),
+                "attack": [plain(name)] * (steps * k),
                 "step": [step for step in range(steps) for _ in range(k)],
-                "class": list(self.classes) * steps,
+                "class": [plain(name) for name in self.classes] * steps,
                 "probability": trace.flatten().numpy(),
             }
             parts.append(pl.DataFrame(columns))
@@ -140,12 +140,13 @@ class ProbabilityTrace:
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             bare(ax)
         axes[0].set_ylabel("probability")
-        named = {label(self.classes[j]): color for j, color in colors.items()}
-        if len(colors) < len(self.classes):
-            named["others"] = REST
-        handles = [axes[0].plot([], [], color=color)[0] for color in named.values()]
+        named = [(label(self.classes[j]), color) for j, color in colors.items()]
+        named += [("others", REST)] * (len(colors) < len(self.classes))
+        handles = [axes[0].plot([], [], color=color)[0] for _, color in named]
         title = "squares:\ntop class"
-        figure.legend(handles, list(named), title=title, loc="outside right center", frameon=False)
+        figure.legend(
+            handles, [name for name, _ in named], title=title, loc="outside right center", frameon=False
+        )
         return figure
 
     def _colors(self) -> dict[int, str]:
@@ -179,7 +180,7 @@ class ClassConfidence:
         return pl.DataFrame(
             {
                 "image": range(len(self.records)),
-                "predicted": [self.classes[j] for j in self.records.clean.argmax(dim=1).tolist()],
+                "predicted": [plain(self.classes[j]) for j in self.records.clean.argmax(dim=1).tolist()],
                 "confidence": confidence.numpy(),
                 "above": (confidence >= self.threshold).numpy(),
             }
@@ -194,7 +195,7 @@ class ClassConfidence:
         ax.axhline(self.threshold, color=INK, linewidth=0.8, linestyle="--")
         labels = []
         for place, name in enumerate(self.classes):
-            part = frame.filter(predicted=name)
+            part = frame.filter(predicted=plain(name))
             _strip(ax, place, part)
             above = int(part["above"].sum())
             labels.append(f"{label(name, width=16)}\n{above} above\n{len(part) - above} below")
