@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import conv_net, images
+from nets import Linear, conv_net, images
 from poise import data, defenses, store
 from poise.cli import main
 from poise.data import ImageSet
@@ -124,6 +124,18 @@ def test_two_configurations_of_one_name_are_two_lines():
 def test_a_confidence_above_the_bound_is_marked():
     [line] = table({"raw": 0.8, "at_k": 0.7, "bound": 0.75})
     assert line["raw"] == "0.800 †" and line["at k"] == "0.700"
+
+
+def test_a_perfect_attack_on_two_classes_is_not_accused():
+    """Every label can be flipped, so R = 0 and the bound is 1/2; `auto` stops a margin above it."""
+    net = Linear(torch.ones(1, 8, 8) / 8, bias=-0.1)
+    data = ImageSet("two", torch.full((8, 1, 8, 8), 8, dtype=torch.uint8), torch.zeros(8).long(), ("a", "b"))
+    x, y = next(iter(data))
+    assert (net(x).argmax(dim=1) == y).all()
+    found = comparison.honest(net, data, data, eps=0.5)
+    assert found.stable == 0 and 0.5 < found.raw < 0.5002
+    [line] = table({"raw": found.raw, "bound": found.bound, "stable": found.stable})
+    assert "†" not in line["raw"]
 
 
 def test_the_command_compares_and_writes_its_table(tmp_path, capsys):

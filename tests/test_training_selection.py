@@ -105,11 +105,54 @@ def test_what_is_measured_on_a_net_whose_worst_case_is_known():
         "grey", levels[:, None, None, None].expand(4, 1, 2, 2), torch.zeros(4).long(), ("a", "b")
     )
     found = selection.measure(
-        Ramp(10.0), images, torch.tensor([0, 1, 2, 3]), 0.1, ("accuracy", "pgd", "confsmooth")
+        Ramp(10.0),
+        images,
+        torch.tensor([0, 1, 2, 3]),
+        0.1,
+        ("accuracy", "pgd", "confsmooth", "confidence"),
     )
     assert found["accuracy"] == 0.75 and found["pgd"] == 0.5  # the third lies .08 from the boundary
     sigmoid = [1 / (1 + math.exp(-lead)) for lead in (4.0, 2.0)]  # both moved by .1
-    assert (sum(sigmoid) + 0.5) / 3 <= found["confsmooth"] < (sum(sigmoid) + 0.63) / 3
+    assert (sum(sigmoid) + 0.5) / 3 <= found["confidence"] < (sum(sigmoid) + 0.63) / 3
+    assert found["confsmooth"] == pytest.approx(found["confidence"] * 3 / 4)  # one of the four is wrong
+
+
+def test_confidence_is_no_reason_to_select_a_net_that_answers_less():
+    """Of 100 images one net has 46 right and is sure of them, the other 77, and is less sure."""
+    levels = torch.arange(100, dtype=torch.uint8)
+    pixels = levels[:, None, None, None].expand(100, 1, 2, 2)
+    images = ImageSet("grey", pixels, torch.zeros(100).long(), ("a", "b"))
+
+    class Known(nn.Module):
+        """So many answers right, all with one lead."""
+
+        def __init__(self, right, lead):
+            super().__init__()
+            self.right, self.lead = right, nn.Parameter(torch.tensor(lead))
+
+        def forward(self, x):
+            sign = torch.where((255 * x).mean(dim=(1, 2, 3)).round() < self.right, 0.5, -0.5)
+            lead = sign * self.lead + 0 * x.sum(dim=(1, 2, 3))
+            return torch.stack([lead, -lead], dim=1)
+
+    which = ("accuracy", "confsmooth", "confidence")
+    few, many = (
+        selection.measure(Known(n, z), images, torch.arange(100), 1e-6, which)
+        for n, z in ((46, 5.0), (77, 2.0))
+    )
+    assert (few["accuracy"], many["accuracy"]) == (0.46, 0.77)
+    assert few["confidence"] > many["confidence"]
+    assert few["confsmooth"] == pytest.approx(0.46 / (1 + math.exp(-5.0)), abs=1e-4)
+    assert few["confsmooth"] < many["confsmooth"]
+
+
+@pytest.mark.parametrize("select", ["accuracy", "pgd", "confsmooth"])
+def test_the_score_is_what_is_selected_by(select, images, tmp_path):
+    train(job(validation=0.25, select=select), images, defenses.vanilla(), tmp_path)
+    rows = pl.read_parquet(tmp_path / "metrics.parquet")
+    told = {"accuracy": "accuracy", "pgd": "pgd_accuracy"}.get(select)
+    expected = rows[told] if told else rows["accuracy"] * rows["confidence"]
+    assert rows["score"].to_list() == pytest.approx(expected.to_list())
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.3, 0.45])

@@ -37,8 +37,8 @@ def compare(
     """Compare trained models so that scaling the logits cannot win; the same command resumes.
 
     Beside raw numbers stand R, the share of right answers that PGD does not change, the bound
-    1/2 + R/2, and the confidence under auto once each model is scaled to its least held-out NLL, and
-    once to the same clean confidence.
+    1/2 + R/2 of a continuous map, and the confidence under auto once each model is scaled to its least
+    held-out NLL, and once to the same clean confidence.
 
     Args:
         runs: Run folders of trainings.

@@ -84,7 +84,8 @@ def train(
         weights: File of weights to begin from, or "pretrained" for the published ones.
         eps_warmup: Epochs over which the budget rises.
         validation: Share of the training images set aside.
-        select: Epoch whose weights count: the last, or the best on the images set aside.
+        select: Epoch whose weights count: the last, or the best on the images set aside, by accuracy, by
+            accuracy under PGD, or by confidence under ConfSmooth (a wrong answer counting as 0).
         devices: Processes a machine, one a GPU; what torchrun says, else 1.
         nodes: Machines; what torchrun says, else 1.
         strategy: Lightning's name of it: auto or ddp.

@@ -52,7 +52,8 @@ class TrainJob:
         eps_warmup: epochs over which the defense's budget rises linearly to its eps.
         validation: share of every class set aside from the training images.
         select: the epoch whose weights count: the last, or the best on the validation images by
-            clean accuracy, by PGD accuracy, or by confidence on right answers under ConfSmooth.
+            clean accuracy, by PGD accuracy, or by ConfSmooth: the mean over all images of the
+            confidence under it, 0 where the clean answer is wrong.
     """
 
     data: str

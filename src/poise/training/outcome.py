@@ -189,7 +189,8 @@ def _judged(run: Run) -> dict[str, Any]:
     Of a frozen backbone accuracy alone: its epochs are forwards, and attacks would cost more than they.
     """
     job, net = run.job, run.judged
-    which = ("accuracy",) if job.freeze == "backbone" else ("accuracy", "pgd", "confsmooth")
+    which = ["accuracy"] if job.freeze == "backbone" else ["accuracy", "pgd", "confidence"]
+    which += [job.select] if job.select == "confsmooth" else []
     model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
     own = budget(run.defense, linf=True)
     eps = EPS if own is None else own
@@ -199,7 +200,7 @@ def _judged(run: Run) -> dict[str, Any]:
         "watched": "validation" if len(run.validation) else "train",
         "accuracy": found["accuracy"],
         "pgd_accuracy": found.get("pgd"),
-        "confidence": found.get("confsmooth"),
+        "confidence": found.get("confidence"),
     }
     if job.select == "last":
         return row

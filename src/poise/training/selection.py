@@ -54,9 +54,11 @@ def measure(
 ) -> dict[str, float]:
     """Shares and means over the images with these indices, by the names of `select`.
 
-    "accuracy": right answers; "pgd": right answers under PGD; "confsmooth": mean confidence after
-    ConfSmooth over the images answered right, 0 where none is. NaN for a model that cannot be attacked.
-    Step sizes go with eps, so that either attack reaches the border of any ball.
+    "accuracy": right answers; "pgd": right answers under PGD; "confsmooth": mean over all images of the
+    confidence after ConfSmooth, a wrong answer counting as 0, so that no right answer is too unsure to
+    be worth having; "confidence": the same over the images answered right alone, 0 where none is. NaN
+    for a model that cannot be attacked. Step sizes go with eps, so that either attack reaches the
+    border of any ball.
     """
     device = next(model.parameters()).device
     sums = dict.fromkeys([*which, "right"], 0.0)
@@ -67,7 +69,7 @@ def measure(
     except NotFiniteError:
         return dict.fromkeys(which, math.nan)
     right = max(1.0, sums["right"])
-    return {name: sums[name] / (right if name == "confsmooth" else len(images)) for name in which}
+    return {name: sums[name] / (right if name == "confidence" else len(images)) for name in which}
 
 
 def best_epoch(scores: Sequence[float]) -> int:
@@ -89,11 +91,11 @@ def _counts(model: nn.Module, x: Tensor, y: Labels, eps: float, which: Sequence[
         if "pgd" in which:
             moved = attacks.pgd(eps=eps, step=2.5 * eps / STEPS, steps=STEPS)(model, x, y)
             counts["pgd"] = (_logits(model, moved).argmax(dim=1) == y).sum()
-        if "confsmooth" in which:
+        if {"confsmooth", "confidence"} & {*which}:
             moved = attacks.confsmooth(eps=eps, step=5 * eps / 8, steps=STEPS)(model, x, answers)
             confidence = _logits(model, moved).softmax(dim=1).amax(dim=1)
-            counts["confsmooth"] = (confidence * (answers == y)).sum()
-    return {name: float(value) for name, value in counts.items()}
+            counts["confsmooth"] = counts["confidence"] = (confidence * (answers == y)).sum()
+    return {name: float(counts[name]) for name in ("right", *which)}
 
 
 @torch.no_grad()

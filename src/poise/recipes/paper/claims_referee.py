@@ -8,6 +8,7 @@ the net is overconfident. `stable` is R, the share of right answers that PGD doe
 
 from __future__ import annotations
 
+from poise.recipes.comparison import SLACK
 from poise.recipes.paper.claims_parts import (
     COUNTED,
     DEFENSES,
@@ -155,9 +156,9 @@ SCALE = (
         name="nothing-above-the-bound",
         section="not in the paper",
         statement="no confidence of right answers under auto is above (1 + R) / 2, at whatever scale of "
-        "the logits; above it, the attack has failed",
+        "the logits; above it by more than the attack's margin, the attack has failed",
         cases=tuple(
-            (Less(Same(auto(d, metric)), Same(cell("PGD", "bound", d)), by=-1e-6),)
+            (Less(Same(auto(d, metric)), Same(cell("PGD", "bound", d)), by=-SLACK),)
             for d in (*DEFENSES, CHEAP, FREE)
             for metric in READ
         ),
