@@ -8,7 +8,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import nn
+from torchvision.models import ResNet50_Weights
 
 import poise
 from poise import InputError, labels, models, store
@@ -138,6 +140,21 @@ def test_what_cannot_be_matched_is_refused_with_both_lists(data, model, outputs,
     text = str(error.value)
     assert said in text and f"({', '.join(data)})" in text and "--class-map" in text
     assert model is None or f"({', '.join(model)})" in text
+
+
+def test_all_of_imagenet_stands_in_its_known_order_whatever_names_its_classes_have():
+    ours = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    about = ImageNetInfo("imagenet-1k")
+    synsets = about.label_names()
+    theirs = [about.label_name_to_description(name) for name in synsets]  # Hugging Face's, two called crane
+    titled = [f"{a} {b}" for a, b in zip(synsets, ours, strict=True)]
+    for data in (synsets, titled):
+        for model in (ours, theirs, titled, None):
+            assert labels.match(data, model, outputs=1000) == tuple(range(1000))
+    few = ["Cardigan", "cardigan", "tench"]  # a dog, a garment
+    assert [ours[place] for place in labels.match(few, ours, outputs=1000)] == few
+    with pytest.raises(InputError, match="crane has no match"):
+        labels.match(["crane", "tench"], theirs, outputs=1000)
 
 
 def test_a_users_map_is_by_name_or_by_number_and_may_join_classes():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from poise.checks import InputError
@@ -85,9 +85,9 @@ def match(
     """For each class of the data, its place among the model's logits.
 
     By name, capitals, accents' spelling, spaces, hyphens and underscores being alike; each part of a
-    name with commas counts. Labels stay as they are where no name matches and one side has no names:
-    none, 0, 1, 2 ..., or LABEL_0, LABEL_1 ...; WordNet's numbers, as ImageNet's folders have them, are
-    names of another kind. The data may lack classes that the model knows, not the other way round.
+    name with commas counts. Labels stay as they are where no name is found elsewhere and one side has no
+    names: none, 0, 1, 2 ..., or LABEL_0, LABEL_1 ...; or WordNet's numbers, by which ImageNet's
+    folders are called. The data may lack classes that the model knows, not the other way round.
 
     Args:
         data: the names of the data's classes.
@@ -114,8 +114,14 @@ def match(
     lost = [name for name in rest if len(by_name.get(name, ())) != 1]
     if not lost and len({by_name[name] for name in rest}) == len(rest):
         return tuple(told[name] if name in told else by_name[name][0] for name in data)
-    strangers = not told and not any(by_name.values())
-    if strangers and len(data) == outputs and (model is None or _nameless(model) or _nameless(data)):
+    places = [by_name.get(name, ()) for name in data]
+    nowhere_else = all(len(p) != 1 or p == (label,) for label, p in enumerate(places))
+    if (
+        not told
+        and nowhere_else
+        and len(data) == outputs
+        and (model is None or _nameless(model) or _nameless(data))
+    ):
         return tuple(range(outputs))
     raise _unlike(data, model, lost, outputs=outputs, who=who, what=what)
 
@@ -139,30 +145,35 @@ def pairs(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _by_name(data: Sequence[str], model: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The places of the model's classes that go by each name as it is written, else by one of its forms."""
-    exact: dict[str, list[int]] = {}
-    loose: dict[str, list[int]] = {}
-    for place, name in enumerate(model):
-        exact.setdefault(name, []).append(place)
-        for form in _forms(name):
-            loose.setdefault(form, []).append(place)
+    """The places of the model's classes that each name stands for, by the closest kind of match there is.
+
+    Letter by letter before alike, whole names before parts.
+    """
+    kinds: list[tuple[dict[str, list[int]], Callable[[str], str]]] = []
+    for spelled in (str, _plain):
+        for parts in (lambda name: [name], _parts):
+            places: dict[str, list[int]] = {}
+            for place, name in enumerate(model):
+                for part in dict.fromkeys(map(spelled, parts(name))):
+                    places.setdefault(part, []).append(place)
+            kinds.append((places, spelled))
     found = {}
     for name in data:
-        places = exact.get(name) or next((loose[f] for f in _forms(name) if f in loose), [])
-        found[name] = tuple(places)
+        tries = (places.get(spelled(part)) for places, spelled in kinds for part in _parts(name))
+        found[name] = tuple(next((places for places in tries if places), ()))
     return found
 
 
-def _forms(name: str) -> list[str]:
-    """What a name may be called, the whole name first.
+def _parts(name: str) -> list[str]:
+    """What a class may be called: its whole name first, what follows a synset's number, parts with commas.
 
-    >>> _forms("n01440764 tench, Tinca_tinca")
-    ['n01440764 tench, tinca tinca', 'n01440764', 'tench, tinca tinca', 'tench', 'tinca tinca']
+    >>> _parts("n01440764 tench, Tinca tinca")
+    ['n01440764 tench, Tinca tinca', 'n01440764', 'tench, Tinca tinca', 'tench', 'Tinca tinca']
     """
     synset = SYNSET.match(name)
     rest = [synset[0], name[synset.end() :]] if synset else []
-    parts = [*rest, *(rest[-1] if rest else name).split(",")]
-    return list(dict.fromkeys(form for form in map(_plain, (name, *parts)) if form))
+    parts = [name, *rest, *(rest[-1] if rest else name).split(",")]
+    return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
 
 
 def _plain(name: str) -> str:
