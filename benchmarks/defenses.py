@@ -42,9 +42,9 @@ budget that the defense was trained at. CCAT has 10 inner steps here, not its 40
 Columns: clean accuracy; accuracy under PGD; clean ECE; mean confidence of all images, clean, under
 three attacks, and each image's lowest over these and `auto` (labels kept). Then, of right answers: R,
 the share that PGD does not change; ½ + R/2, above which no worst-case confidence of a continuous map
-can lie; raw confidence under `auto`; k, the factor on the logits of least validation NLL (below 1: overconfident);
-under `auto` again at k; clean at k; under `auto` again where held-out right answers have a mean
-confidence of .9. Time: of training, relative to AT's, on a shared machine. Mean ± standard deviation
+can lie; raw confidence under `auto`; k, the factor on the logits of least validation NLL (below 1:
+overconfident); under `auto` again at k; clean at k; under `auto` again where held-out right answers have a
+mean confidence of .9. Time: of training, relative to AT's, on a shared machine. Mean ± standard deviation
 over seeds, n in brackets.
 
 **Raw numbers reward large logits; read *at k* and *matched*.** Nets that answer one class for everything

@@ -129,7 +129,8 @@ def test_a_confidence_above_the_bound_is_marked():
 def test_a_perfect_attack_on_two_classes_is_not_accused():
     """Every label can be flipped, so R = 0 and the bound is 1/2; `auto` stops a margin above it."""
     net = Linear(torch.ones(1, 8, 8) / 8, bias=-0.1)
-    data = ImageSet("two", torch.full((8, 1, 8, 8), 8, dtype=torch.uint8), torch.zeros(8).long(), ("a", "b"))
+    pixels = torch.full((8, 1, 8, 8), 8, dtype=torch.uint8)
+    data = ImageSet("two", pixels, torch.zeros(8).long(), ("a", "b"))
     x, y = next(iter(data))
     assert (net(x).argmax(dim=1) == y).all()
     found = comparison.honest(net, data, data, eps=0.5)
