@@ -51,8 +51,9 @@ def test_the_referee_reads_the_scale(name, expected):
     assert verdict(BY_NAME[name], refereed())[0] == expected
 
 
-@pytest.mark.parametrize(("mean", "expected"), [(0.5400005, "holds"), (0.5401, "fails")])
+@pytest.mark.parametrize(("mean", "expected"), [(0.5405, "holds"), (0.5406, "fails")])
 def test_a_confidence_above_the_bound_is_found(mean, expected):
+    # an attack stops .00005 above the bound, and means are shown to .0005
     cells = refereed().with_columns(table=pl.lit("r"))
     found = altered(cells, "r", "LeNet", "MNIST", {("AT", "Auto", "at_k"): mean})
     assert verdict(BY_NAME["nothing-above-the-bound"], found) == (expected, "clear")
