@@ -205,6 +205,14 @@ def test_a_max_pool_s_bounds_by_hand():
         assert (top, bottom) == (pytest.approx(high, abs=1e-12), pytest.approx(low, abs=1e-12))
 
 
+@pytest.mark.parametrize("make", [ibp, crown])
+def test_margins_that_cannot_be_low_at_once_are_bounded_together(make):
+    """z = (3, 5t, −5t), |t| <= .2: e^(5t) + e^(−5t) is at most e + 1/e, while each alone reaches e."""
+    net = nn.Sequential(nn.Flatten(), linear([[0.0], [5.0], [-5.0]], [3.0, -2.0, 2.0]))
+    found = make(eps=0.2)(net, torch.full((1, 1, 1, 1), 0.4, dtype=torch.float64))
+    assert found.lower.item() == pytest.approx(1 / (1 + math.exp(-3) * (math.e + 1 / math.e)), abs=1e-12)
+
+
 def least_by_milp(weights, biases, low, high, objective):
     """The least objective · z over a box, z of Linear-ReLU-...-Linear, with a 0/1 number for each ReLU."""
     sizes = [len(low)]
