@@ -78,7 +78,7 @@ def floor(model, x):
 
 
 def printed(model, x):
-    """ConfSmooth as the algorithm is printed: 2T + 1 forwards."""
+    """ConfSmooth pass by pass as Algorithm 1 lists them, its steps kept by eq. 6: 2T + 1 forwards."""
     with torch.no_grad():
         logits = model(x)
     y = logits.argmax(dim=1)

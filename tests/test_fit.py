@@ -279,6 +279,25 @@ def test_python_matches_names_where_both_sides_have_them(tmp_path):
         poise.evaluate(net, pets, attack)
 
 
+def test_an_adversarial_set_is_judged_by_the_names_of_its_classes(tmp_path):
+    net = poise.load(trained(tmp_path))
+    data = poise.data.load(folders(tmp_path / "test", BREAST, seed=1))
+    x, y = next(iter(data))
+    poise.adversarial_sets.save(tmp_path / "set.npz", x, x, y, eps=0.1, model=net)
+    order = [2, 0, 1]
+    turned = Levels(3)
+    with torch.no_grad():
+        for new, old in zip(turned.last.parameters(), net.last.parameters(), strict=True):
+            new.copy_(old[order])
+    turned.class_names = ["Normal", "benign", "malignant"]
+    found = poise.adversarial_sets.load(tmp_path / "set.npz", turned)
+    assert found.failed == () and found.records.correct.all()
+    assert found.y.tolist() == [(label + 1) % 3 for label in y.tolist()]
+    turned.class_names = ["cat", "dog", "fox"]
+    with pytest.raises(InputError, match="benign, malignant, normal have no match"):
+        poise.adversarial_sets.load(tmp_path / "set.npz", turned)
+
+
 def test_an_image_set_is_relabelled():
     data = ImageSet("two", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1]), ("b", "a"))
     found = labels.in_order_of(data, ("a", "b", "c"), outputs=3)

@@ -8,8 +8,10 @@ is not what it says. Images that do not do what the set says are in `failed`, an
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +21,7 @@ from poise.adversarial_sets.reading import checked
 from poise.adversarial_sets.rounding import check_8_bits, check_budget, named, to_8_bits
 from poise.attacks import Attack
 from poise.checks import InputError, check_labels
+from poise.labels import match, names_of
 from poise.naming import known_name
 from poise.records import Records
 from poise.shapes import Images, Labels, Mask, Model, PerSample
@@ -115,6 +118,8 @@ def save(
         "keep_labels": keep_labels,
         "classes": None if records is None else records.attacked.shape[1],
     }
+    if records is not None and (names := names_of(model)):
+        facts["class_names"] = list(names)
     mark = files.write(path, facts, tensors)
     _warn(path, failed, share)
     places = tuple(failed.nonzero()[:, 0].tolist())
@@ -127,7 +132,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
     Args:
         path: what `save` was given.
         model: with it labels and confidence are judged afresh, and held against those of `save`
-            (a confidence within 0.01).
+            (a confidence within 0.01). Labels are its own: classes that go by names are matched.
 
     Raises:
         InputError: no set, a damaged or changed one, images beyond its budget, or a model of other
@@ -137,7 +142,11 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
     facts, tensors, mark = checked(path)
     x, x_adv, y, share = (tensors[name] for name in ("x", "x_adv", "y", "share"))
     records, failed = None, torch.zeros(len(x), dtype=torch.bool)
+    answer = tensors.get("answer")
     if model is not None:
+        order = _order(path, facts, model)
+        if order is not None:
+            y, answer = order[y], None if answer is None else order[answer]
         records = judge(model, x, x_adv, y)
         classes = records.clean.shape[1]
         if facts["classes"] not in (None, classes):
@@ -145,7 +154,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
                 f"{str(path)!r} was made with a model of {facts['classes']} classes, this one has "
                 f"{classes}: give the model that was attacked"
             )
-        failed = differing(records, tensors.get("answer"), tensors.get("confidence"))
+        failed = differing(records, answer, tensors.get("confidence"))
         failed |= ~records.kept & facts["keep_labels"]
         _warn(path, failed, torch.ones(1))
     places = tuple(failed.nonzero()[:, 0].tolist())
@@ -162,6 +171,14 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
         records,
         places,
     )
+
+
+def _order(path: Path, facts: Mapping[str, Any], model: Model) -> Labels | None:
+    """For each of the set's classes, which of the model's it is by name; None where one has no names."""
+    names, own = facts.get("class_names"), names_of(model)
+    if names is None or own is None:
+        return None
+    return torch.tensor(match(names, own, outputs=len(own), what=f"the set {str(path)!r}"))
 
 
 def _levels(x: Images) -> Images:

@@ -54,6 +54,10 @@ def _check_facts(facts: dict[str, Any]) -> None:
     check_text(facts["attack"], "attack")
     if facts["classes"] is not None:
         check_count("classes", facts["classes"], 2)
+    names = facts.get("class_names")
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not (texts and len(names) == facts["classes"]):
+        raise InputError("class_names must be as many texts as there are classes")
 
 
 def _check_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -38,8 +38,8 @@ def busi(
 ) -> ImageSet:
     """Breast ultrasound images of 2 classes, benign and malignant (Al-Dhabyani et al. 2020).
 
-    From ROOT/busi/{train,test}/CLASS. The class `normal` is dropped, as in the paper; all three are
-    had by folder:ROOT/busi.
+    From ROOT/busi/{train,test}/CLASS. The class `normal` is dropped: the paper has two classes and
+    does not say which; all three are had by folder:ROOT/busi.
     """
     own = Preparation(size=224, channels="rgb", drop=("normal",))
     return _folders("busi", BUSI, split, root, download, preparation.over(own))

@@ -3,7 +3,8 @@
 The confidence of right answers after `auto` is read as it is (`raw`), at the scale of the logits with the
 least validation NLL (`at_k`), and at equal mean clean confidence (`matched`). `k` is that scale: below 1,
 the net is overconfident. `stable` is R, the share of right answers that PGD does not flip, and `bound` is
-(1 + R) / 2, which no successful attack on right answers can leave the mean above.
+(1 + R) / 2, which no successful attack on right answers of a continuous net can leave the mean above, but
+for the margin at which it stops.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import polars as pl
 
 from poise.attacks import Attack, Descent
 from poise.checks import InputError
+from poise.labels import as_in
 from poise.recipes.paper import jobs
 from poise.recipes.paper.jobs import Job
 from poise.recipes.paper.readings import Reading, attacks_of
@@ -48,7 +49,8 @@ def figure2(scale: Scale, reading: Reading, place: Place) -> tuple[Display, str]
 def figure_s1(scale: Scale, reading: Reading, place: Place) -> tuple[Display, str]:
     """One image's probabilities over the steps of three attacks (Figure S1)."""
     job = jobs.figure_s1(scale, reading)[0]
-    net, data = net_of(job, place), images(replace(job.setting, batch_size=WALKED), "test", place)
+    net = net_of(job, place)
+    data = as_in(net, images(replace(job.setting, batch_size=WALKED), "test", place))
     x, y = next(iter(data))
     chosen = attacks_of(replace(job.setting, fast=False), reading)
     walks = {name: traces(net, x, _walks(chosen[name])) for name in ("Dropout", "Adaptive", "ConfSmooth")}
@@ -66,8 +68,9 @@ def figure_s1(scale: Scale, reading: Reading, place: Place) -> tuple[Display, st
 def figure_s2(scale: Scale, reading: Reading, place: Place) -> tuple[Display, str]:
     """Confidence after ConfSmooth by predicted class, with the threshold 0.5 (Figure S2)."""
     job = jobs.figure_s1(scale, reading)[0]
-    classes = images(job.setting, "test", place).classes
-    return ClassConfidence(_records(job, place)["ConfSmooth"], classes), "A point an image; seed 0."
+    records = _records(job, place)["ConfSmooth"]
+    classes = read(place.look(job)).content["job"]["classes"]  # in the order of the model's logits
+    return ClassConfidence(records, tuple(classes)), "A point an image; seed 0."
 
 
 FIGURES = {"figure1": figure1, "figure2": figure2, "figureS1": figure_s1, "figureS2": figure_s2}
@@ -78,7 +81,8 @@ def weights(job: Job, place: Place) -> pl.DataFrame:
 
     Columns: attack ("chance" for random signs), image, salient, object, object_share, object_area.
     """
-    net, data = net_of(job, place), images(replace(job.setting, batch_size=WEIGHED), "test", place)
+    net = net_of(job, place)
+    data = as_in(net, images(replace(job.setting, batch_size=WEIGHED), "test", place))
     x, y = next(iter(data))
     changed = {
         name: attack(net, x, y if attack.uses_labels else None) for name, attack in job.attacks.items()

@@ -13,6 +13,7 @@ from torch import nn
 from poise import data, models, store, training
 from poise.checks import InputError
 from poise.data import ImageSet
+from poise.labels import as_in
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import ask, evaluating
 from poise.preparation import Preparation
@@ -129,8 +130,8 @@ def _unheld(job: Job, place: Place, progress: Progress) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     own = {"kind": "unheld", "net": job.trained, "attacks": repr(job.attacks)}
     store.open_run(place.look(job), own, device=device)
-    net, test = net_of(job, place), images(job.setting, "test", place)
-    net = net.to(device)
+    net = net_of(job, place).to(device)
+    test = as_in(net, images(job.setting, "test", place))
     rows: list[pl.DataFrame] = []
     for name, attack in job.attacks.items():
         done = 0
