@@ -53,6 +53,13 @@ def test_the_example_of_four_images():
     assert certified.aurc(*EXAMPLE) == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
 
 
+def test_a_confidence_of_0_is_in_the_first_bin_and_of_equals_the_wrong_come_first():
+    zero, half = torch.zeros(1), torch.tensor([0.5, 0.5])
+    assert certified.ece(zero, zero, torch.tensor([True]), bins=2) == 1.0
+    for right in ([True, False], [False, True]):
+        assert certified.aurc(half, half, torch.tensor(right)) == 0.75
+
+
 def values(v, right):
     """Every metric at one choice of confidences, by its definition."""
     r = right.double()

@@ -185,6 +185,14 @@ def test_a_relu_lies_above_whichever_of_x_and_0_leaves_the_smaller_area(shift, l
     assert found.item() == pytest.approx(least, abs=1e-12)
 
 
+def test_a_neuron_that_is_on_in_the_l2_ball_but_not_in_its_box_is_on():
+    """Four pixels at .5 sum to 2 ± .4 in the ball of radius .2, to 2 ± .8 in its box; relu(sum − 1.5)."""
+    net = lead_net(linear([[1.0] * 4], [-1.5]), nn.ReLU())
+    found = crown(eps=0.2, norm="l2")(net, torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64))
+    assert found.lower.item() == pytest.approx(1 / (1 + math.exp(-0.1)), abs=1e-9)
+    assert found.upper.item() == pytest.approx(1 / (1 + math.exp(-0.9)), abs=1e-9)
+
+
 def test_a_max_pool_s_bounds_by_hand():
     """Of a and b in [0, 1]·x: above, t + chords or the constant; below, the one with the larger bound.
 

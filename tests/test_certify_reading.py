@@ -93,6 +93,12 @@ def test_what_hides_from_reading_is_refused_too():
             crown(eps=0.1)(model, images(2, 0))
 
 
+def test_logits_that_hang_on_the_length_of_the_batch_are_found_out():
+    net = random_net(0)
+    with pytest.raises(InputError, match="off by"):
+        ibp(eps=0.1)(lambda x: net(x) + torch.tensor([0.1 * len(x), 0.0]), images(3, 0))
+
+
 def test_probabilities_are_refused():
     with pytest.raises(InputError, match="softmax"):
         ibp(eps=0.1)(nn.Sequential(Body(nn.ReLU()), nn.Softmax(dim=1)), images(2, 0).float())
