@@ -17,10 +17,10 @@ import torch
 import zoo
 
 from poise import defenses, store
+from poise.auditing.comparison import compare, markdown
 from poise.data import ImageSet
 from poise.naming import taken
 from poise.progress import silent
-from poise.recipes.comparison import compare, markdown
 from poise.training import TrainJob, train
 from poise.training.budget import budget
 

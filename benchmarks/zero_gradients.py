@@ -13,10 +13,10 @@ import torch
 from poise import data, models
 from poise.metrics.perturbation import structural_similarity
 from poise.objectives import NegativeCrossEntropy
-from poise.recipes.paper import jobs
-from poise.recipes.paper.readings import attacks_of, unheld
-from poise.recipes.paper.run import Place, net_of
-from poise.recipes.paper.scale import CPU
+from poise.paper import jobs
+from poise.paper.readings import attacks_of, unheld
+from poise.paper.run import Place, net_of
+from poise.paper.scale import CPU
 
 
 def main():

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from poise.recipes.paper.claims import CLAIMS, REFEREE, judge
-from poise.recipes.paper.judging import Claim
-from poise.recipes.paper.terms import Ref
+from poise.paper.claims import CLAIMS, REFEREE, judge
+from poise.paper.judging import Claim
+from poise.paper.terms import Ref
 
 BY_NAME = {claim.name: claim for claim in (*CLAIMS, *REFEREE)}
 A, B, C = (Ref("Vanilla", attack, "msp") for attack in "ABC")

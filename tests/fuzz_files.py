@@ -691,7 +691,7 @@ class Base:
 
 
 def poise_audit():
-    from poise.recipes.audit import audit
+    from poise.auditing.audit import audit
 
     return audit
 

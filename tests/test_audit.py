@@ -9,13 +9,13 @@ import torch
 
 from nets import conv_net, images
 from poise import attacks, defenses, evaluate, store, training
+from poise.auditing import comparison
+from poise.auditing.audit import audit, set_aside
+from poise.auditing.timed import Timed
 from poise.cli.show import show
 from poise.data import ImageSet
 from poise.fast import Fast
 from poise.fast import attack as fast_attack
-from poise.recipes import comparison
-from poise.recipes.audit import audit, set_aside
-from poise.recipes.timed import Timed
 from poise.report import read
 from poise.training import TrainJob, train
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from nets import conv_net, images
 from poise import attacks, evaluate
+from poise.auditing.estimate import Cost, Estimate, estimate, plan
 from poise.data import ImageSet
 from poise.fast import Fast
-from poise.recipes.estimate import Cost, Estimate, estimate, plan
 
 
 def some(n=400, batch_size=128):

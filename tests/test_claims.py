@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 
 from claim_frames import BY_NAME, altered, claim, frame, verdict
-from poise.recipes.paper import settings
-from poise.recipes.paper.claims import CLAIMS, REFEREE, judge
-from poise.recipes.paper.claims_parts import UNDER
-from poise.recipes.paper.judging import findings
-from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Ref
+from poise.paper import settings
+from poise.paper.claims import CLAIMS, REFEREE, judge
+from poise.paper.claims_parts import UNDER
+from poise.paper.judging import findings
+from poise.paper.settings import Pair, Scope
+from poise.paper.terms import Ref
 
 FILE = Path(settings.__file__).with_name("published.csv")
 

@@ -9,12 +9,12 @@ import pytest
 
 from claim_frames import A, B, C, claim, frame, verdict
 from poise import InputError
-from poise.recipes.paper import settings, terms
-from poise.recipes.paper.claims import CLAIMS, judge
-from poise.recipes.paper.claims_parts import BINARY
-from poise.recipes.paper.judging import EVERY, MOST, Count, Finding, Less, Margin, Mean
-from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Difference, Least, Ratio, Same, Size, Value
+from poise.paper import settings, terms
+from poise.paper.claims import CLAIMS, judge
+from poise.paper.claims_parts import BINARY
+from poise.paper.judging import EVERY, MOST, Count, Finding, Less, Margin, Mean
+from poise.paper.settings import Pair, Scope
+from poise.paper.terms import Difference, Least, Ratio, Same, Size, Value
 
 
 @pytest.mark.parametrize(

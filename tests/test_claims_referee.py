@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from claim_frames import BY_NAME, altered, frame, verdict
-from poise.recipes.paper.claims_parts import COUNTED, DEFENSES, UNDER
-from poise.recipes.paper.terms import Ref
+from poise.paper.claims_parts import COUNTED, DEFENSES, UNDER
+from poise.paper.terms import Ref
 
 
 def refereed():

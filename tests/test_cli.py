@@ -51,7 +51,7 @@ def test_help_names_every_command_and_does_not_import_torch():
 
 
 def test_list_names_every_entry(capsys):
-    from poise.recipes.catalogue import catalogue
+    from poise.cli.catalogue import catalogue
 
     main(["list"])
     printed = capsys.readouterr().out

@@ -7,10 +7,10 @@ from torch import nn
 
 from nets import Linear, conv_net, images
 from poise import data, defenses, store
+from poise.auditing import comparison
 from poise.cli import main
 from poise.data import ImageSet
 from poise.recalibration import Recalibrated, Scale
-from poise.recipes import comparison
 from poise.training import TrainJob, train
 
 CLASSES = tuple("abcde")

@@ -17,11 +17,11 @@ import torch
 
 import poise
 from poise import InputError, attacks, defenses, store
+from poise.auditing import audit as auditing
+from poise.auditing import comparison
+from poise.auditing.audit import audit
 from poise.data import ImageSet
 from poise.job_file import fault_in
-from poise.recipes import audit as auditing
-from poise.recipes import comparison
-from poise.recipes.audit import audit
 from poise.report import read, report
 from poise.training import TrainJob, train
 

@@ -14,11 +14,11 @@ from torchvision.models import ResNet50_Weights
 
 import poise
 from poise import InputError, labels, models, store
+from poise.auditing.fitting import fit_findings
 from poise.cli import main
 from poise.data import ImageSet
 from poise.diagnostics.answers import answer_findings, scale_findings
 from poise.preparation import Preparation
-from poise.recipes.fitting import fit_findings
 from test_models_onnx import linear_onnx
 
 HUES = {"benign": 40, "malignant": 120, "normal": 200, "cat": 40, "dog": 120, "fox": 200}

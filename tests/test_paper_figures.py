@@ -12,9 +12,9 @@ from torch import nn
 from nets import Linear, conv_net, images
 from poise import InputError, attacks
 from poise.naming import plain
-from poise.recipes.paper import salience as salience_module
-from poise.recipes.paper.salience import random_signs, relative_weight, salience, saliency
-from poise.recipes.paper.traces import most_oscillating, trace, traces
+from poise.paper import salience as salience_module
+from poise.paper.salience import random_signs, relative_weight, salience, saliency
+from poise.paper.traces import most_oscillating, trace, traces
 from poise.records import Records
 from poise.report.figures import RIGHT, WRONG, Perturbations, svg
 from poise.report.paper_figures import (

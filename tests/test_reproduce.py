@@ -13,12 +13,12 @@ from poise import metrics
 from poise.checks import InputError
 from poise.cli import main
 from poise.draws import Draw
-from poise.recipes.paper import book, cells, jobs, tables
-from poise.recipes.paper.cost import plan
-from poise.recipes.paper.jobs import COUNTS, DEFENDED, REFEREES, Job
-from poise.recipes.paper.readings import Free, Scattered, Unclipped, attacks_of, unheld
-from poise.recipes.paper.run import Place, images, net_of
-from poise.recipes.paper.scale import CPU, FULL, TINY, scale
+from poise.paper import book, cells, jobs, tables
+from poise.paper.cost import plan
+from poise.paper.jobs import COUNTS, DEFENDED, REFEREES, Job
+from poise.paper.readings import Free, Scattered, Unclipped, attacks_of, unheld
+from poise.paper.run import Place, images, net_of
+from poise.paper.scale import CPU, FULL, TINY, scale
 from poise.report import read
 
 COMMAND = ["reproduce", "all", "--scale", "tiny"]
@@ -374,7 +374,7 @@ def test_refusals(flags, message, tmp_path, capsys):
 
 def test_what_is_missing_does_not_keep_the_rest_from_its_pages(ran, capsys, monkeypatch):
     """A set that is not there: the other tables are written, and the reason is said."""
-    from poise.recipes.paper import scale as scales
+    from poise.paper import scale as scales
 
     lost = replace(TINY.transfer[0], dataset="lost", data="busi")
     monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, transfer=(lost,)))

@@ -38,7 +38,7 @@ def demo(*, out: Path = Path("demo")) -> None:
     check_out(out)
     import torch
 
-    from poise.recipes.demo import demo
+    from poise.auditing.demo import demo
 
     torch.set_num_threads(1)  # two threads on nets this small only wait for each other
     with bars() as progress:
@@ -65,7 +65,7 @@ def report(
 
 def list_() -> None:
     """Print the attacks, defenses, models, data sets and metrics, each with its source."""
-    from poise.recipes.catalogue import print_catalogue
+    from poise.cli.catalogue import print_catalogue
 
     print_catalogue()
 

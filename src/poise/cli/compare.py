@@ -65,10 +65,10 @@ def compare(
     """
     from poise import data as sets
     from poise import store
+    from poise.auditing import comparison
+    from poise.auditing.audit import set_aside
+    from poise.auditing.fitting import preparation_for
     from poise.labels import pairs
-    from poise.recipes import comparison
-    from poise.recipes.audit import set_aside
-    from poise.recipes.fitting import preparation_for
     from poise.training.outcome import finished
 
     if not runs:

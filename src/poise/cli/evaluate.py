@@ -15,7 +15,7 @@ from poise.progress import bars
 
 if TYPE_CHECKING:
     from poise.attacks import Attack
-    from poise.recipes.estimate import Estimate
+    from poise.auditing.estimate import Estimate
 
 
 def evaluate(
@@ -85,9 +85,9 @@ def evaluate(
             images were, or as the model's own pipeline does.
     """
     from poise import data as sets
+    from poise.auditing.audit import audit, set_aside
+    from poise.auditing.fitting import preparation_for
     from poise.labels import pairs
-    from poise.recipes.audit import audit, set_aside
-    from poise.recipes.fitting import preparation_for
 
     check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, steps=steps)
     check_number("threshold", threshold, 0, 1)
@@ -167,7 +167,7 @@ def _agree(estimate: Estimate, *, max_hours: float | None) -> None:
     Raises:
         InputError: the limit is passed, and nobody is there or agrees.
     """
-    from poise.recipes.estimate import duration, plan, work
+    from poise.auditing.estimate import duration, plan, work
 
     print(plan(estimate), flush=True)
     if max_hours is None or estimate.hours <= max_hours:

@@ -15,8 +15,8 @@ from poise.naming import known_name
 from poise.progress import bars
 
 if TYPE_CHECKING:
-    from poise.recipes.paper.jobs import Job
-    from poise.recipes.paper.run import Place
+    from poise.paper.jobs import Job
+    from poise.paper.run import Place
 
 
 def reproduce(
@@ -52,10 +52,10 @@ def reproduce(
             are written of what is there.
         dry_run: Print what would be run and about how long it takes.
     """
-    from poise.recipes.paper import book
-    from poise.recipes.paper import scale as scales
-    from poise.recipes.paper.jobs import distinct, share
-    from poise.recipes.paper.run import Place, run
+    from poise.paper import book
+    from poise.paper import scale as scales
+    from poise.paper.jobs import distinct, share
+    from poise.paper.run import Place, run
 
     check_asked(out, seeds=seeds)
     if results is not None:
@@ -116,9 +116,9 @@ def _plain(value: str) -> str:
 
 def _show_plan(todo: Sequence[Job], place: Place) -> None:
     """Print the plan, a line a job, and the sum."""
+    from poise.auditing.estimate import duration
     from poise.cli.show import show_table
-    from poise.recipes.estimate import duration
-    from poise.recipes.paper.cost import plan
+    from poise.paper.cost import plan
 
     costs = plan(todo, place)
     known = sum(cost.seconds for cost in costs if cost.seconds is not None)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import polars as pl
 
 from poise import metrics, store
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.run import Place, finished
+from poise.paper.jobs import Job
+from poise.paper.run import Place, finished
 from poise.report import read
 
 SCHEMA = {
@@ -42,7 +42,7 @@ HONEST = {  # of `poise compare`: column -> (attack, metric) of the cell
 
 def published() -> pl.DataFrame:
     """The paper's 389 numbers: table, architecture, dataset, defense, attack, metric, mean, std."""
-    text = files("poise.recipes.paper").joinpath("published.csv").read_bytes()
+    text = files("poise.paper").joinpath("published.csv").read_bytes()
     return pl.read_csv(text, schema_overrides={"table": pl.String, "mean": pl.Float64, "std": pl.Float64})
 
 

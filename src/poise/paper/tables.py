@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from poise.recipes.paper import jobs
-from poise.recipes.paper.cells import published
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.readings import Reading
-from poise.recipes.paper.scale import Scale, Setting
+from poise.paper import jobs
+from poise.paper.cells import published
+from poise.paper.jobs import Job
+from poise.paper.readings import Reading
+from poise.paper.scale import Scale, Setting
 from poise.report import escaping
 
 PLACE = ["architecture", "dataset", "defense", "attack", "metric"]  # what names a cell of the paper's

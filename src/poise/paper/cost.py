@@ -12,14 +12,14 @@ from torch import nn
 
 from poise import models
 from poise.attacks import Attack
+from poise.auditing.estimate import Counted
 from poise.checks import InputError
 from poise.defenses import Defense, Vanilla
 from poise.fast import Fast
 from poise.modes import ask
-from poise.recipes.estimate import Counted
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.run import Place, finished, images
-from poise.recipes.paper.scale import Setting
+from poise.paper.jobs import Job
+from poise.paper.run import Place, finished, images
+from poise.paper.scale import Setting
 
 
 class Cost(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from poise.recipes.paper.judging import Case, Claim, Less
-from poise.recipes.paper.terms import Difference, Ref, Same, Size, Term
+from poise.paper.judging import Case, Claim, Less
+from poise.paper.terms import Difference, Ref, Same, Size, Term
 
 UNDER = ("Dropout", "Adaptive", "ConfSmooth")  # the underconfidence attacks
 BINARY = ("Breast Cancer Ultrasound", "BreastMNIST", "PneumoniaMNIST")  # data sets of two classes

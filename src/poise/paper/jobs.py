@@ -14,8 +14,8 @@ from poise.attacks import Attack
 from poise.data.digests import digest_of
 from poise.defenses import Defense, Vanilla
 from poise.naming import lookup, taken
-from poise.recipes.paper.readings import Reading, attacks_of, unheld
-from poise.recipes.paper.scale import Scale, Setting
+from poise.paper.readings import Reading, attacks_of, unheld
+from poise.paper.scale import Scale, Setting
 from poise.training import TrainJob
 
 Look = Literal["attacked", "unheld", "referee"]  # audited; Table 2's other reading; compared honestly

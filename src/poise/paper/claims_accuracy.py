@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from poise.recipes.paper.claims_parts import (
+from poise.paper.claims_parts import (
     COUNTED,
     TRAINED,
     UAT,
@@ -15,9 +15,9 @@ from poise.recipes.paper.claims_parts import (
     near,
     others,
 )
-from poise.recipes.paper.judging import MOST, Claim, Less
-from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Difference, Ratio
+from poise.paper.judging import MOST, Claim, Less
+from poise.paper.settings import Pair, Scope
+from poise.paper.terms import Difference, Ratio
 
 LARGER = Pair("larger", "ResNet-18", firsts=("ResNet-50", "WideResNet-50"), seconds=("ResNet-18",))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import polars as pl
 
 from poise.checks import InputError
-from poise.recipes.paper.terms import Numbers, Ref, Value
+from poise.paper.terms import Numbers, Ref, Value
 
 COLUMNS = ("architecture", "dataset", "defense", "attack", "metric", "mean", "std")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.recipes.paper.claims_parts import (
+from poise.paper.claims_parts import (
     DEFENSES,
     MISCLASSIFICATION,
     TRAINED,
@@ -16,8 +16,8 @@ from poise.recipes.paper.claims_parts import (
     msp,
     others,
 )
-from poise.recipes.paper.judging import MOST, Claim, Less, Mean
-from poise.recipes.paper.terms import Difference, Least
+from poise.paper.judging import MOST, Claim, Less, Mean
+from poise.paper.terms import Difference, Least
 
 
 def extra(defense: str) -> Difference:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from poise import attacks, metrics, models, store, training
+from poise.auditing.fitting import check_shape
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import Devices, choose_devices, evaluate
@@ -20,7 +21,6 @@ from poise.job_file import FLAG, NUMBER, NUMBERS, check_fields, or_none, read_js
 from poise.labels import Given, in_order_of
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
-from poise.recipes.fitting import check_shape
 from poise.report import escaping
 from poise.shapes import Images, Labels
 from poise.training.outcome import finished, model_of

@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeAlias
 
 import polars as pl
 
-from poise.recipes.paper.settings import Pair, Scope, Setting, settings
-from poise.recipes.paper.terms import Numbers, Ref, Term, pooled, refs, text, value
+from poise.paper.settings import Pair, Scope, Setting, settings
+from poise.paper.terms import Numbers, Ref, Term, pooled, refs, text, value
 
 ROUNDING = 1e-9  # .12 asked and .12 found is enough, whatever the floats say
 SHOWN = 4  # settings that speak against a claim, in its text

@@ -9,8 +9,8 @@ for the margin at which it stops.
 
 from __future__ import annotations
 
-from poise.recipes.comparison import SLACK
-from poise.recipes.paper.claims_parts import (
+from poise.auditing.comparison import SLACK
+from poise.paper.claims_parts import (
     COUNTED,
     DEFENSES,
     MISCLASSIFICATION,
@@ -22,8 +22,8 @@ from poise.recipes.paper.claims_parts import (
     msp,
     others,
 )
-from poise.recipes.paper.judging import Claim, Less
-from poise.recipes.paper.terms import Difference, Least, Ref, Same
+from poise.paper.judging import Claim, Less
+from poise.paper.terms import Difference, Least, Ref, Same
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
 SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from poise import attacks, data, defenses
+from poise.auditing.audit import audit
 from poise.progress import Progress, silent
-from poise.recipes.audit import audit
 from poise.training import TrainJob, train
 
 EPS = 0.15  # of 8x8 digits: visible, and no digit turns into another to the eye

@@ -10,13 +10,13 @@ import polars as pl
 from poise.attacks import Attack, Descent
 from poise.checks import InputError
 from poise.labels import as_in
-from poise.recipes.paper import jobs
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.readings import Reading, attacks_of
-from poise.recipes.paper.run import Place, finished, images, net_of
-from poise.recipes.paper.salience import random_signs, salience
-from poise.recipes.paper.scale import Scale
-from poise.recipes.paper.traces import most_oscillating, traces
+from poise.paper import jobs
+from poise.paper.jobs import Job
+from poise.paper.readings import Reading, attacks_of
+from poise.paper.run import Place, finished, images, net_of
+from poise.paper.salience import random_signs, salience
+from poise.paper.scale import Scale
+from poise.paper.traces import most_oscillating, traces
 from poise.records import Records
 from poise.report import read
 from poise.report.figures import Display, Perturbations

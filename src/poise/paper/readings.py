@@ -12,7 +12,7 @@ from poise import attacks
 from poise.attacks import Attack, Descent
 from poise.draws import Draw
 from poise.fast import accelerated
-from poise.recipes.paper.scale import Setting
+from poise.paper.scale import Setting
 from poise.shapes import Images
 from poise.threat import Ball, Linf, Masked, Within
 

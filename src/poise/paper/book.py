@@ -10,14 +10,14 @@ import polars as pl
 
 from poise import store
 from poise.checks import InputError
-from poise.recipes.paper import cells, jobs, tables
-from poise.recipes.paper.claims import CLAIMS, REFEREE, judge
-from poise.recipes.paper.figures import FIGURES, weights
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.readings import READINGS, Reading
-from poise.recipes.paper.run import Place, finished
-from poise.recipes.paper.scale import Scale
-from poise.recipes.paper.tables import LAYOUTS
+from poise.paper import cells, jobs, tables
+from poise.paper.claims import CLAIMS, REFEREE, judge
+from poise.paper.figures import FIGURES, weights
+from poise.paper.jobs import Job
+from poise.paper.readings import READINGS, Reading
+from poise.paper.run import Place, finished
+from poise.paper.scale import Scale
+from poise.paper.tables import LAYOUTS
 from poise.report.escaping import code, markdown
 from poise.report.paper_figures import save
 

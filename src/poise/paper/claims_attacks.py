@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from poise.recipes.paper.claims_parts import BINARY, UNDER, cell, consistent, highest, lowest, near
-from poise.recipes.paper.judging import MOST, Claim, Count, Less
-from poise.recipes.paper.settings import Pair, Scope
-from poise.recipes.paper.terms import Least, Ratio
+from poise.paper.claims_parts import BINARY, UNDER, cell, consistent, highest, lowest, near
+from poise.paper.judging import MOST, Claim, Count, Less
+from poise.paper.settings import Pair, Scope
+from poise.paper.terms import Least, Ratio
 
 DROPOUT, ADAPTIVE, CONFSMOOTH = (cell(attack) for attack in UNDER)
 CONFSMOOTH_LOWEST = lowest(CONFSMOOTH, DROPOUT, ADAPTIVE)

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from poise import data, models, store, training
+from poise.auditing.audit import audit
+from poise.auditing.comparison import compare
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.labels import as_in
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import ask, evaluating
+from poise.paper.jobs import Job
+from poise.paper.scale import Setting
 from poise.preparation import Preparation
 from poise.progress import Progress, silent
-from poise.recipes.audit import audit
-from poise.recipes.comparison import compare
-from poise.recipes.paper.jobs import Job
-from poise.recipes.paper.scale import Setting
 
 
 class Place(NamedTuple):

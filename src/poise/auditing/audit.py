@@ -13,6 +13,9 @@ from torch import nn
 
 from poise import labels, models, store, training
 from poise.attacks import Attack
+from poise.auditing.estimate import Estimate, estimate
+from poise.auditing.fitting import check_shape, fit_findings, fitted
+from poise.auditing.timed import Timed
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
 from poise.diagnostics import Finding, diagnose
@@ -21,9 +24,6 @@ from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
-from poise.recipes.estimate import Estimate, estimate
-from poise.recipes.fitting import check_shape, fit_findings, fitted
-from poise.recipes.timed import Timed
 from poise.report import read
 from poise.training.outcome import finished, seen_by
 

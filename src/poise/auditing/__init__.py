@@ -1,0 +1,1 @@
+"""The audit: a model attacked, timed, compared, and the demo."""

@@ -1,1 +1,0 @@
-"""Recipes: whole jobs made of the parts: an audit, the demo."""
