@@ -11,7 +11,7 @@ from nets import conv_net, images
 from poise import attacks, defenses, evaluate, store, training
 from poise.auditing import comparison
 from poise.auditing.audit import audit, set_aside
-from poise.auditing.timed import Timed
+from poise.auditing.timing import Timed
 from poise.cli.show import show
 from poise.data import ImageSet
 from poise.fast import Fast

@@ -8,7 +8,7 @@ from torch import nn
 
 from nets import conv_net, images
 from poise import attacks, evaluate
-from poise.auditing.estimate import Cost, Estimate, estimate, plan
+from poise.auditing.timing import Cost, Estimate, estimate, plan
 from poise.data import ImageSet
 from poise.fast import Fast
 

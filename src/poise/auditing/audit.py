@@ -13,9 +13,8 @@ from torch import nn
 
 from poise import labels, models, store, training
 from poise.attacks import Attack
-from poise.auditing.estimate import Estimate, estimate
 from poise.auditing.fitting import check_shape, fit_findings, fitted
-from poise.auditing.timed import Timed
+from poise.auditing.timing import Estimate, Timed, estimate
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
 from poise.diagnostics import Finding, diagnose

@@ -15,7 +15,7 @@ from poise.progress import bars
 
 if TYPE_CHECKING:
     from poise.attacks import Attack
-    from poise.auditing.estimate import Estimate
+    from poise.auditing.timing import Estimate
 
 
 def evaluate(
@@ -167,7 +167,7 @@ def _agree(estimate: Estimate, *, max_hours: float | None) -> None:
     Raises:
         InputError: the limit is passed, and nobody is there or agrees.
     """
-    from poise.auditing.estimate import duration, plan, work
+    from poise.auditing.timing import duration, plan, work
 
     print(plan(estimate), flush=True)
     if max_hours is None or estimate.hours <= max_hours:

@@ -116,7 +116,7 @@ def _plain(value: str) -> str:
 
 def _show_plan(todo: Sequence[Job], place: Place) -> None:
     """Print the plan, a line a job, and the sum."""
-    from poise.auditing.estimate import duration
+    from poise.auditing.timing import duration
     from poise.cli.show import show_table
     from poise.paper.cost import plan
 

@@ -1,10 +1,10 @@
-"""How long an audit will take: every attack timed on a few of its images, before the first one runs."""
+"""What attacks cost: passes of an image through the model and seconds, told before they run and after."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -16,7 +16,7 @@ from poise.data import ImageSet
 from poise.evaluation import evaluate
 from poise.fast import Fast
 from poise.modes import ask, differentiable
-from poise.shapes import Images, Logits
+from poise.shapes import Images, Labels, Logits, Model
 
 SHARE = 100  # an attack is timed on at most a hundredth of the images
 RUNG = 4  # times as many images as in the try before
@@ -152,13 +152,50 @@ def estimate(
         seed: of the attacks' draws.
         clock: seconds.
     """
-    passes = {back: cache(partial(_pass, net, data, clock=clock, back=back)) for back in (False, True)}
+    first = next(net.parameters(), torch.empty(0))
+
+    def seconds(images: int, *, back: bool) -> float:
+        x, _ = next(data.batched(images).batches(torch.arange(images)))
+        return pass_seconds(net, x.to(first.device, first.dtype), back=back, clock=clock)
+
+    pass_of = {back: cache(partial(seconds, back=back)) for back in (False, True)}
     batch, costs = min(data.batch_size, len(data)), []
     for name, attack in attacks.items():
         cost = _cost(net, data, name, attack, seed, clock)
-        pass_of = passes[bool(cost.backwards)]  # of a black box no gradient is asked
-        costs.append(replace(cost, seconds=cost.seconds * _relief(pass_of, cost.images, batch)))
+        relief = _relief(pass_of[bool(cost.backwards)], cost.images, batch)  # of a black box: no gradient
+        costs.append(replace(cost, seconds=cost.seconds * relief))
     return Estimate(len(data), tuple(costs), max(1, len(devices)), min(watched, len(data)))
+
+
+def passes(call: Callable[[nn.Module, Images, Labels], object]) -> tuple[int, int]:
+    """Forwards and backwards an image that a call asks of a model, counted on four images and a small net.
+
+    >>> from poise.attacks import pgd
+    >>> passes(lambda net, x, y: pgd(steps=3)(net, x, y))
+    (4, 3)
+    """
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        net = Counted(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+        x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+        call(net, x, y)
+    return -(-net.forwards // len(x)), -(-net.backwards // len(x))
+
+
+def pass_seconds(
+    net: nn.Module, x: Images, *, back: bool, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one forward pass of these images, and one back if it is asked, the least of three."""
+    x = x.detach().requires_grad_(back)
+    took = []
+    for _ in range(3):
+        began = clock()
+        with differentiable(net), torch.set_grad_enabled(back):
+            logits = ask(net, x)
+            last = torch.autograd.grad(logits.sum(), x)[0] if back else logits
+        last.flatten()[0].item()  # waits for the device
+        took.append(clock() - began)
+    return min(took)
 
 
 def _cost(
@@ -167,13 +204,13 @@ def _cost(
     most, images = max(1, min(data.batch_size, len(data) // SHARE)), 1
     counted = Counted(net)
     known = not isinstance(attack, Fast)
-    with attack.ready() if isinstance(attack, Fast) else nullcontext(attack) as ready:
+    with Timed(attack) as timed:
         while True:
             few = data.batched(images)
             counted.forwards = counted.backwards = 0
 
             def attempt(model: nn.Module, few: ImageSet = few, n: int = images) -> None:
-                evaluate(model, few.batches(torch.arange(n)), ready, seed=seed, examples=0)
+                evaluate(model, few.batches(torch.arange(n)), timed, seed=seed, examples=0)
 
             attempt(counted if known else net)
             began = clock()
@@ -182,8 +219,8 @@ def _cost(
             if images == most or seconds * min(RUNG, most / images) > PATIENCE:
                 break
             images = min(RUNG * images, most)
-    passes = (counted.forwards / images, counted.backwards / images) if known else (None, None)
-    return Cost(name=name, images=images, seconds=seconds / images, forwards=passes[0], backwards=passes[1])
+    there, back = (counted.forwards / images, counted.backwards / images) if known else (None, None)
+    return Cost(name=name, images=images, seconds=seconds / images, forwards=there, backwards=back)
 
 
 def _relief(pass_of: Callable[[int], float], images: int, batch: int) -> float:
@@ -194,17 +231,52 @@ def _relief(pass_of: Callable[[int], float], images: int, batch: int) -> float:
     return pass_of(batch) / few * images / batch
 
 
-def _pass(net: nn.Module, data: ImageSet, images: int, *, clock: Callable[[], float], back: bool) -> float:
-    """Seconds of one forward pass of so many images, and one back if it is asked, the least of three."""
-    x, _ = next(data.batched(images).batches(torch.arange(images)))
-    first = next(net.parameters(), x)
-    x = x.to(first.device, first.dtype).requires_grad_(back)
-    took = []
-    for _ in range(3):
-        began = clock()
-        with differentiable(net), torch.set_grad_enabled(back):
-            logits = ask(net, x)
-            last = torch.autograd.grad(logits.sum(), x)[0] if back else logits
-        last.flatten()[0].item()  # waits for the device
-        took.append(clock() - began)
-    return min(took)
+class Timed:
+    """An attack that counts the seconds it takes on every device, judging and loading left out.
+
+    A `Fast` one keeps what it prepares, apart for each model that it meets: each device has its own.
+    """
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+        self.times: list[float] = []
+        self.ready: dict[Model, Attack] = {}
+        self.open = ExitStack()
+
+    def __enter__(self) -> Timed:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.open.close()
+
+    @property
+    def notes(self) -> list[str]:
+        """What was tried and left out, one sentence each."""
+        notes = [note for ready in self.ready.values() for note in getattr(ready, "notes", ())]
+        return list(dict.fromkeys(notes))
+
+    @property
+    def uses_labels(self) -> bool:
+        """As the attack."""
+        return self.attack.uses_labels
+
+    def __call__(
+        self,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        """As the attack."""
+        if model not in self.ready:
+            attack = self.attack
+            self.ready[model] = (
+                self.open.enter_context(attack.ready()) if isinstance(attack, Fast) else attack
+            )
+        began = time.perf_counter()
+        x_adv = self.ready[model](model, x, y, generator=generator)
+        if x_adv.is_cuda:
+            torch.cuda.synchronize(x_adv.device)
+        self.times.append(time.perf_counter() - began)
+        return x_adv
