@@ -24,7 +24,7 @@ WRONG = [  # (the command line, words of the answer)
     (("xyzzy",), "the commands are"),
     (("--versoin",), "the commands are"),
     (("-x",), "the commands are"),
-    (("evaluate",), "needs --model STR, --data STR, --out PATH"),
+    (("evaluate",), "needs --model STR, --out PATH, --data STR"),
     (("evaluate", "--model", "lenet", "--data", "digits"), "needs --out PATH"),
     ((*EVALUATE, "--treshold", "0.8"), "did you mean --threshold?"),
     ((*EVALUATE, "--threshhold=0.8"), "did you mean --threshold?"),
@@ -140,7 +140,7 @@ def test_a_wrong_command_line_is_answered_in_one_line_before_any_work(
 @pytest.mark.parametrize("width", ["20", "80", "300"])
 def test_the_answer_does_not_depend_on_the_terminal(width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", width)
-    assert "needs --model STR, --data STR, --out PATH" in refusal(capsys, "evaluate")
+    assert "needs --model STR, --out PATH, --data STR" in refusal(capsys, "evaluate")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -1,8 +1,9 @@
 """Every option of a training job changes what it should, against numbers worked by hand."""
 
+import inspect
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import polars as pl
 import pytest
@@ -11,8 +12,9 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from poise import InputError, attacks, defenses, models
-from poise.training import describe, train
+from poise import InputError, attacks, cli, defenses, models, store
+from poise.cli import parsing
+from poise.training import TrainJob, describe, train
 from poise.training.augment import PADDING, Moves, crop_flip, moves
 from poise.training.budget import budget, scaled
 from poise.training.run import generator
@@ -64,6 +66,23 @@ def test_options_at_their_defaults_are_no_part_of_the_configuration(images):
 def test_options_that_cannot_be_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         job(**changes)
+
+
+def test_every_option_is_a_flag_and_says_what_it_is():
+    flags, meanings = parsing._options(cli.COMMANDS["train"]), inspect.getdoc(TrainJob)
+    for option in fields(TrainJob):
+        assert f"--{option.name.replace('_', '-')}" in flags
+        assert f"\n    {option.name}: " in meanings
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("ema", "0.9", "a number"), ("freeze", 3, "text or null"), ("compile", 1, "true or false")],
+)
+def test_an_option_of_another_kind_is_damage(option, value, words, images, tmp_path):
+    told = {**describe(job(), images, defenses.vanilla()), option: value}
+    with pytest.raises(InputError, match=f"{option} must be {words}"):
+        store.open_run(tmp_path / "run", told)
 
 
 # learning rate

@@ -6,9 +6,11 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from types import NoneType
+from typing import Any, NoReturn, TypeAlias, get_args
 
 from poise.checks import InputError
+from poise.train_job import ALWAYS_TOLD, hints
 
 LARGEST = 2**26  # bytes of JSON: a thousand times what a run of ImageNet leaves
 SIDE = 8192  # channels or pixels a side
@@ -92,6 +94,16 @@ LATER: Mapping[str, Kind] = {  # noted as the run goes on
     "k_nll": or_none(NUMBER),
     "source": SOURCE,
 }
+
+
+def _kind(hint: Any) -> Kind:
+    """What job.json holds of an option of that type."""
+    kind, *more = get_args(hint) or (hint,)
+    if NoneType in more:
+        return or_none(_kind(kind))
+    return {int: COUNT, float: NUMBER, bool: FLAG}.get(kind, TEXT)
+
+
 _DATA: Mapping[str, Kind] = {
     "data": TEXT,
     "images": COUNT,
@@ -100,14 +112,13 @@ _DATA: Mapping[str, Kind] = {
     "model": TEXT,
     "seed": COUNT,
 }
+OPTIONS = {name: _kind(hint) for name, hint in hints().items()}
 JOBS: Mapping[str, Mapping[str, Kind]] = {  # by the job's kind
     "train": {
         **_DATA,
         "shape": SHAPE,
-        "defense": TEXT,
         "defense_value": TEXT,
-        **dict.fromkeys(("epochs", "batch_size"), COUNT),
-        **dict.fromkeys(("lr", "momentum", "weight_decay"), NUMBER),
+        **{name: OPTIONS[name] for name in ALWAYS_TOLD},
     },
     "audit": {**_DATA, "defense": or_none(TEXT), "weights": TEXT},
     "attack": {"attack": TEXT, "of": TEXT},
@@ -156,7 +167,9 @@ def check_run(file: Path, content: Mapping[str, Any]) -> None:
 def fault_in(job: Mapping[str, Any]) -> str:
     """What is not as a configuration of its kind has it; empty where all is well."""
     kind = job.get("kind")
-    return _fault(job, JOBS.get(kind, {}) if isinstance(kind, str) else {})
+    fields = JOBS.get(kind, {}) if isinstance(kind, str) else {}
+    options = {name: OPTIONS[name] for name in job if name in OPTIONS} if kind == "train" else {}
+    return _fault(job, {**fields, **options})
 
 
 def check_fields(file: Path, content: Mapping[str, Any], fields: Mapping[str, Kind]) -> None:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from poise.checks import InputError, check_number
-from poise.cli.parsing import check_asked
 from poise.cli.show import show
+from poise.cli.sources import Flat, Source
 from poise.naming import check_taken, known_name, named_options
-from poise.preparation import AS_IT_IS, Preparation
 from poise.progress import bars
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 def evaluate(
     *,
     model: str,
-    data: str,
+    source: Flat[Source],
     out: Path,
     attacks: tuple[str, ...] = ("pgd", "adaptive", "confsmooth", "auto"),
     eps: float | None = None,
@@ -32,26 +31,16 @@ def evaluate(
     option: tuple[str, ...] = (),
     weights: str | None = None,
     code: str | None = None,
-    class_map: tuple[str, ...] = (),
-    images: int | None = None,
-    split: Literal["train", "test", "val"] = "test",
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
-    held_out: int | None = None,
     fast: Literal["float32", "bf16"] | None = None,
-    batch_size: int = 128,
-    devices: int | None = None,
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto",
     max_hours: float | None = None,
-    seed: int = 0,
     threshold: float = 0.5,
-    root: Path = Path("data"),
-    read: Preparation = AS_IT_IS,
 ) -> None:
     """Attack a model and report what happened to its confidence; the same command again resumes.
 
     Args:
         model: Run folder of a training, or a model's name with --weights.
-        data: Data set, see `poise list`.
+        source: What it is attacked on.
         out: Run folder; the report goes there too.
         attacks: Attacks, see `poise list`.
         eps: Budget in pixels of [0, 1], 0.03 by default. Beside other attacks, cw and deepfool look for
@@ -65,35 +54,20 @@ def evaluate(
         weights: File of weights for a model given by name, or "pretrained" for the published ones.
         code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download: that is only
             run or fetched if it is named here.
-        class_map: What the data's classes are called in the model, DATA=MODEL ..., by its names or its
-            numbers from 0; classes of equal names are matched by themselves.
-        images: Attack so many, the same share of every class; all by default.
-        split: Part of the data set.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
-        held_out: So many images of the split to fit it on, a third and at most 500 by default; they are
-            not attacked.
         fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
             low precision); every label is checked on the model itself.
-        batch_size: Images a batch.
-        devices: So many GPUs, each with a copy of the model; all in sight by default.
-        accelerator: auto takes GPUs where there are some.
         max_hours: Ask first if all this is estimated to take longer, and refuse where nobody can answer.
-        seed: Of the attacks' draws and of the choice of images.
         threshold: Confidence under which an answer is referred to a person.
-        root: Folder of downloaded data sets.
-        read: How images are brought to one shape, and which are left out; by default as the run's training
-            images were, or as the model's own pipeline does.
     """
-    from poise import data as sets
-    from poise.auditing.audit import audit, set_aside
-    from poise.auditing.fitting import preparation_for
+    from poise.auditing.audit import audit
     from poise.labels import pairs
 
-    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, steps=steps)
+    source.check(out, steps=steps)
     check_number("threshold", threshold, 0, 1)
     if not attacks:
         raise InputError("name at least one attack: --attacks auto (poise list has them all)")
-    if held_out is not None and recalibrate is None:
+    if source.held_out is not None and recalibrate is None:
         raise InputError("--held-out sets images aside for --recalibrate, which is not given: give both")
     if max_hours is not None:
         check_number("max_hours", max_hours, 0)
@@ -102,17 +76,16 @@ def evaluate(
         from poise.fast import accelerated
 
         chosen = {name: accelerated(attack, precision=fast) for name, attack in chosen.items()}
-    matched, read = pairs(class_map), read.over(preparation_for(model, weights))
-    source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
-    held = None
+    matched = pairs(source.class_map)
+    held, images = None, source.load(model, weights)
     if recalibrate is not None:
-        held, source = set_aside(source, held_out, seed=seed)
-    source = source.subset(images, seed=seed)
-    print(f"{len(source)} images x {', '.join(chosen)}: each is timed on a few images first", flush=True)
+        held, images = source.set_aside(images)
+    images = source.draw(images)
+    print(f"{len(images)} images x {', '.join(chosen)}: each is timed on a few images first", flush=True)
     with bars() as progress:
         run = audit(
             model,
-            source,
+            images,
             chosen,
             out,
             weights=weights,
@@ -120,9 +93,9 @@ def evaluate(
             class_map=matched,
             recalibrate=recalibrate,
             held_out=held,
-            seed=seed,
-            devices=devices,
-            accelerator=accelerator,
+            seed=source.seed,
+            devices=source.devices,
+            accelerator=source.accelerator,
             progress=progress,
             on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import difflib
 import functools
-import inspect
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from poise.checks import InputError, check_count
 from poise.naming import number
-from poise.preparation import Preparation
 
 Commands: TypeAlias = Mapping[str, Callable[..., None]]
 HOME = re.compile(r"^((?:-[^=]*=)?(?:[\w.-]+[=:]|onnx/|hf/)*)(~[^/]*)(?=/|$)")  # where a path may begin
@@ -175,16 +174,23 @@ def _nearest(word: str, known: Sequence[str] | Commands) -> str:
 def _options(command: Callable[..., None]) -> dict[str, bool]:
     """The options of a command as they are written, and whether each takes several words."""
     found = {}
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        kinds = {name: parameter.annotation}
-        if parameter.annotation is Preparation:
-            kinds = {f"{name}.{key}": kind for key, kind in get_type_hints(Preparation).items()}
-        for key, kind in kinds.items():
-            group, dot, last = key.replace("_", "-").rpartition(".")
-            found[f"--{group}{dot}{last}"] = get_origin(kind) is tuple
-            if kind is bool:
-                found[f"--{group}{dot}no-{last}"] = False
+    for key, kind in _flags(get_type_hints(command, include_extras=True)):
+        group, dot, last = key.replace("_", "-").rpartition(".")
+        found[f"--{group}{dot}{last}"] = get_origin(kind) is tuple
+        if kind is bool:
+            found[f"--{group}{dot}no-{last}"] = False
     return found
+
+
+def _flags(hints: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The flags made of arguments or fields by their types, a dataclass giving those of its own fields."""
+    for name, hint in hints.items():
+        kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if not is_dataclass(kind):
+            yield before + name, kind
+            continue
+        flat = any(getattr(other, "name", None) == "" for other in beside)
+        yield from _flags(get_type_hints(kind, include_extras=True), before if flat else f"{before}{name}.")
 
 
 def _refusal(command: str, said: str) -> str:

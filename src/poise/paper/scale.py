@@ -8,7 +8,7 @@ from pathlib import Path
 
 from poise.checks import InputError, check_count
 from poise.naming import lookup
-from poise.training.job import Augment, Precision
+from poise.train_job import Augment, Precision
 
 S_TRAIN, S_TEST, STEP = 8 / 255, 0.03, 5 / 255  # sections 4.1 and 4.2
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from poise import store
 from poise.checks import InputError, check_choice, check_count
 from poise.shapes import Images, Logits
-from poise.training.job import TrainJob
+from poise.train_job import TrainJob
 
 T = TypeVar("T")
 TOGETHER = 16  # steps after which several processes ask one another whether to go on

@@ -12,7 +12,7 @@ from poise.data import ImageSet
 from poise.defenses import Defense, Vanilla
 from poise.modes import ask, evaluating
 from poise.rows import Rows
-from poise.training.job import TrainJob
+from poise.train_job import TrainJob
 
 
 def constant(job: TrainJob, defense: Defense) -> bool:

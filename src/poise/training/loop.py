@@ -14,6 +14,7 @@ from poise.checks import NotFiniteError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
+from poise.train_job import TrainJob
 from poise.training import checkpoint, logs, outcome
 from poise.training.distributed import (
     agreed,
@@ -25,7 +26,7 @@ from poise.training.distributed import (
     summed,
     together,
 )
-from poise.training.job import TrainJob, describe
+from poise.training.job import describe
 from poise.training.run import Run, begin, generator
 from poise.training.schedule import in_force, learning_rate
 from poise.training.stopping import ASKED, DIVERGED, GOES_ON, Request, requests

@@ -18,10 +18,10 @@ from poise.checks import InputError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.shapes import Labels
+from poise.train_job import TrainJob
 from poise.training import features, weights
 from poise.training.augment import crop_flip, moves
 from poise.training.distributed import InPrecision
-from poise.training.job import TrainJob
 from poise.training.selection import split
 
 Batch: TypeAlias = Callable[[Tensor, slice, int], tuple[Tensor, Labels]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from poise.defenses import Defense
+from poise.train_job import TrainJob
 from poise.training.budget import scaled
-from poise.training.job import TrainJob
 
 
 def learning_rate(job: TrainJob, step: int, steps: int) -> float:

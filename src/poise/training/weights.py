@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from poise import labels, models
 from poise.checks import InputError
-from poise.training.job import TrainJob
+from poise.train_job import TrainJob
 
 
 def freeze(net: nn.Module, what: str) -> None:
