@@ -24,6 +24,7 @@ from torch import nn
 import poise
 from poise import attacks, metrics, store
 from poise.naming import taken
+from poise.report.tables import Table
 
 STEPS, QUERIES = 20, 300  # gradients of the white-box attacks, queries of the black-box ones
 TASKS = [  # net, eps, share of the images asked for
@@ -41,6 +42,19 @@ MEMBERS = (*attacks.ATTACKS, "worst_case")  # the last: each image's lowest unde
 NEAREST = {name for name in attacks.ATTACKS if attacks.seeks_nearest(name)}
 DONE = {}  # rows measured in this process
 DOCS = Path(__file__).parent.parent / "docs"
+COLUMNS = [
+    "attack",
+    "before",
+    "after",
+    "median",
+    "max",
+    "label kept",
+    "ECE",
+    "→",
+    "forwards",
+    "gradients",
+    "s",
+]
 HEAD = """# Attacks, measured
 
 ## auto, the attack to audit with
@@ -152,18 +166,18 @@ def section(net, eps, names, images, start):
         rows.append({"net": net, "eps": eps, "images": len(case.x), **row})
         print(net, f"{eps:.4f}", name, f"{row['after']:.4f}", f"{row['seconds']:.1f} s", flush=True)
     title = f"\n## {net}, ε = {eps:.4g}, {len(case.x)} images\n\n"
-    return title + "".join(table(rows)) + (lead(after) if set(LOWERING) <= set(names) else ""), rows
+    return title + table(rows) + (lead(after) if set(LOWERING) <= set(names) else ""), rows
 
 
 def table(rows):
-    """The lines of a table in Markdown."""
-    yield "| attack | before | after | median | max | label kept | ECE | → | forwards | gradients | s |\n"
-    yield "| --- |" + " ---: |" * 10 + "\n"
+    """The table in Markdown."""
+    lines = []
     for r in rows:
         numbers = [f"{r[k]:.4f}" for k in ("before", "after", "median", "max")]
         numbers += [f"{r[k]:.3f}" for k in ("label_kept", "ece_before", "ece_after")]
         numbers += [str(r["forwards"]), str(r["gradients"]), f"{r['seconds']:.1f}"]
-        yield f"| {r['attack']} | {' | '.join(numbers)} |\n"
+        lines.append([r["attack"], *numbers])
+    return Table(COLUMNS, lines).markdown()
 
 
 def lead(after):
@@ -203,7 +217,7 @@ def again(images, rows, why):
         if found := re.match(r"## (.+), ε = (\S+), (\d+) images", line):
             where = found[1], found[2]
         row = new.get((*where, line.split("|")[1].strip() if line.startswith("| ") else ""))
-        lines.append(line if row is None else list(table([row]))[2])
+        lines.append(line if row is None else table([row]).splitlines(keepends=True)[2])
     facts, names = store.circumstances(), dict.fromkeys(row["attack"] for row in rows)
     command = f'python benchmarks/attacks.py --images {images} --attacks {" ".join(names)} --again "..."'
     note = (

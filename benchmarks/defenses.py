@@ -17,7 +17,7 @@ import torch
 import zoo
 
 from poise import defenses, store
-from poise.auditing.comparison import compare, markdown
+from poise.auditing.comparison import compare, table
 from poise.data import ImageSet
 from poise.naming import taken
 from poise.progress import silent
@@ -98,7 +98,7 @@ def section(args, eps):
     ]
     test, held = mnist("t10k", 0, 10_000, args.test), mnist("train", 50_000, 60_000, args.held)
     frame = compare(finished, test, held, args.out / f"compared-{eps:g}", eps=eps, mean=0.9)
-    return frame.with_columns(eps=pl.lit(eps)), f"\n## ε = {eps:g}\n\n{markdown(frame)}"
+    return frame.with_columns(eps=pl.lit(eps)), f"\n## ε = {eps:g}\n\n{table(frame).markdown()}"
 
 
 def main():

@@ -21,7 +21,7 @@ from poise.job_file import FLAG, NUMBER, NUMBERS, check_fields, or_none, read_js
 from poise.labels import Given, in_order_of
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
-from poise.report import escaping
+from poise.report.tables import Table
 from poise.shapes import Images, Labels
 from poise.training.outcome import finished, model_of
 
@@ -294,11 +294,9 @@ def _failed(part: pl.DataFrame, column: str) -> str:
     return " †" if (part[column].cast(pl.Float64) > part["bound"] + SLACK).any() else ""
 
 
-def markdown(frame: pl.DataFrame) -> str:
-    """The table in Markdown."""
-    rule = ["---", *("---:" for _ in COLUMNS)]
-    lines = (HEADING, rule, *(map(escaping.markdown, line) for line in cells(frame)))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def table(frame: pl.DataFrame) -> Table:
+    """What `compare` found, as it is printed."""
+    return Table(HEADING, cells(frame))
 
 
 def _spread(values: pl.Series, digits: int) -> str:

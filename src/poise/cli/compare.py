@@ -41,6 +41,7 @@ def compare(
     from poise import store
     from poise.auditing import comparison
     from poise.labels import pairs
+    from poise.report.tables import Table
     from poise.training.outcome import finished
 
     if not runs:
@@ -69,8 +70,9 @@ def compare(
             accelerator=source.accelerator,
             progress=progress,
         )
+    table = comparison.table(frame)
     with store.writing(out):
-        store.write_text(out / "comparison.md", comparison.markdown(frame))
+        store.write_text(out / "comparison.md", table.markdown())
         store.write_frame(out / "comparison.parquet", frame)
-    show_table(zip(comparison.HEADING, *comparison.cells(frame), strict=True))
+    show_table(Table.of(zip(table.heading, *table.lines, strict=True)))
     print(f"table: {out / 'comparison.md'}")

@@ -119,6 +119,7 @@ def _show_plan(todo: Sequence[Job], place: Place) -> None:
     from poise.auditing.timing import duration
     from poise.cli.show import show_table
     from poise.paper.cost import plan
+    from poise.report.tables import Table
 
     costs = plan(todo, place)
     known = sum(cost.seconds for cost in costs if cost.seconds is not None)
@@ -131,7 +132,7 @@ def _show_plan(todo: Sequence[Job], place: Place) -> None:
         )
         for cost in costs
     ]
-    show_table([("job", "state", "images sent through", "about"), *lines])
+    show_table(Table(("job", "state", "images sent through", "about"), lines))
     print(f"{len(costs)} jobs, about {duration(known)} on this device, where the time is known")
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from poise.checks import check_number
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from poise.report.tables import Table
 
 
 def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     """Write the report and print its table."""
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     from poise.naming import plain
@@ -23,30 +27,29 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     frame = summary(audits, threshold=threshold)
     page = html.write(audits, frame, out, threshold=threshold)
     caption = f"referred: right answers that keep their label at a confidence under {threshold:g}"
-    table = Table(*tables.HEADING, box=None, pad_edge=False, caption=caption, caption_justify="left")
-    for place, column in enumerate(table.columns):
-        column.justify, column.no_wrap = "left" if place < 2 else "right", place > 0
-    for line in tables.cells(frame):
-        table.add_row(*map(Text, line), style="bold" if line[0] else None)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    show_table(tables.table(frame), caption=caption)
     told = [f"{audit.title}: {html.finding(audit, threshold=threshold)}" for audit in audits]
     for text in (*told, *html.warnings(audits), f"report: {plain(str(page))}"):
-        console.print(Text(text), soft_wrap=True)
+        _console().print(Text(text), soft_wrap=True)
 
 
-def show_table(lines: Iterable[Sequence[str]]) -> None:
-    """Print a table whose first line is its heading."""
-    from rich.console import Console
-    from rich.table import Table
+def show_table(table: Table, *, caption: str | None = None) -> None:
+    """Print a table; of lines grouped under a first word, each group's first is bold."""
+    from rich.table import Table as Grid
     from rich.text import Text
 
     from poise.naming import plain
 
-    heading, *rows = lines
-    table = Table(*heading, box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for line in rows:
-        table.add_row(*(Text(plain(cell)) for cell in line))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    grid = Grid(*table.heading, box=None, pad_edge=False, caption=caption, caption_justify="left")
+    for place, column in enumerate(grid.columns):
+        column.justify, column.no_wrap = "left" if place < table.words else "right", place > 0
+    grouped = any(not line[0] for line in table.lines)
+    for line in table.lines:
+        grid.add_row(*(Text(plain(text)) for text in line), style="bold" if grouped and line[0] else None)
+    _console().print(grid)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)

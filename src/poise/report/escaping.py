@@ -9,7 +9,7 @@ from poise.naming import plain
 WIDTH = 80  # letters that tables show of a name
 _MARKS = re.compile(
     r"""[\\`*|~${}]          # wherever they are
-    | ^[\#>+-] | <(?=\S) | &(?=[\#\w]) | \](?=[(\[:])  # where they would begin something, or end it
+    | <(?=\S) | &(?=[\#\w]) | \](?=[(\[:])  # where they would begin something, or end it
     | (?<![^\W_])_ | _(?![^\W_])  # not within a word
     """,
     re.VERBOSE,
@@ -32,7 +32,7 @@ _TEX = {
 
 
 def markdown(text: str) -> str:
-    """The text as Markdown that shows it letter by letter, fit for a table's cell.
+    """The text as Markdown that shows it letter by letter, in a table's cell or amid a line.
 
     Entities, since not every dialect takes a backslash before every letter.
 

@@ -1,14 +1,59 @@
-"""The summary table, as a frame, Markdown and LaTeX."""
+"""Tables as people read them, in Markdown and LaTeX; and the summary of audits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import polars as pl
 
 from poise import metrics
 from poise.report import escaping
 from poise.report.runs import Attacked, Audit, told_apart
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts, written the same way wherever it goes.
+
+    >>> table = Table(["attack", "ECE"], [["a|b", "0.1 ± 0.2"]])
+    >>> print(table.markdown())
+    | attack | ECE |
+    | --- | ---: |
+    | a&#124;b | 0.1 ± 0.2 |
+    <BLANKLINE>
+    """
+
+    heading: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    words: int = 1  # columns at the left that hold words; numbers stand in the others
+
+    @classmethod
+    def of(cls, rows: Iterable[Sequence[object]], *, words: int = 1) -> Table:
+        """Of rows of values, the first of them the heading; a dash stands for None."""
+        heading, *lines = [["-" if value is None else str(value) for value in row] for row in rows]
+        return cls(heading, lines, words)
+
+    def markdown(self) -> str:
+        """The table in Markdown, every text as it is."""
+        rule = ["---" if place < self.words else "---:" for place in range(len(self.heading))]
+        rows = [self.heading, *self.lines]
+        first, *rest = [[escaping.markdown(text) for text in row] for row in rows]
+        return "".join(f"| {' | '.join(row)} |\n" for row in (first, rule, *rest))
+
+    def latex(self) -> str:
+        """The table in LaTeX, for the booktabs package."""
+
+        def line(texts: Sequence[str]) -> str:
+            return " & ".join(map(escaping.latex, texts)) + r" \\" + "\n"
+
+        columns = "l" * self.words + "r" * (len(self.heading) - self.words)
+        return (
+            f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(self.heading)}\\midrule\n"
+            + "".join(map(line, self.lines))
+            + "\\bottomrule\n\\end{tabular}\n"
+        )
+
 
 COLUMNS = {  # of the printed table: its heading and how a number is written
     "confidence": ("confidence", "{:.3f}"),
@@ -83,21 +128,16 @@ def _numbers(values: Mapping[str, float | None]) -> list[str]:
     ]
 
 
+def table(frame: pl.DataFrame) -> Table:
+    """A `summary` as a table."""
+    return Table(HEADING, cells(frame), words=2)
+
+
 def markdown(frame: pl.DataFrame) -> str:
-    """The table in Markdown."""
-    rule = ["---" if i < 2 else "---:" for i in range(len(HEADING))]
-    lines = (HEADING, rule, *(map(escaping.markdown, line) for line in cells(frame)))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    """A `summary` in Markdown."""
+    return table(frame).markdown()
 
 
 def latex(frame: pl.DataFrame) -> str:
-    """The table in LaTeX, for the booktabs package."""
-
-    def line(texts: Sequence[str]) -> str:
-        return " & ".join(map(escaping.latex, texts)) + r" \\" + "\n"
-
-    return (
-        f"\\begin{{tabular}}{{ll{'r' * len(COLUMNS)}}}\n\\toprule\n{line(HEADING)}\\midrule\n"
-        + "".join(line(texts) for texts in cells(frame))
-        + "\\bottomrule\n\\end{tabular}\n"
-    )
+    """A `summary` in LaTeX, for the booktabs package."""
+    return table(frame).latex()
