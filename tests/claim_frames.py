@@ -4,32 +4,47 @@ import polars as pl
 
 from poise.paper.claims import CLAIMS, REFEREE, judge
 from poise.paper.judging import Claim
-from poise.paper.terms import Ref
+from poise.paper.numbers import Subject
 
 BY_NAME = {claim.name: claim for claim in (*CLAIMS, *REFEREE)}
-A, B, C = (Ref("Vanilla", attack, "msp") for attack in "ABC")
+A, B, C = (("Vanilla", attack, "msp") for attack in "ABC")  # defense, attack, metric
 
 
 def frame(*cells, architecture="LeNet", dataset="MNIST", std=0.001):
-    """Cells (Ref, mean) or (Ref, mean, std) of one net."""
+    """Cells (place, mean) or (place, mean, std) of one net, the place as of A."""
     rows = [
         {
             "architecture": architecture,
             "dataset": dataset,
-            "defense": ref.defense,
-            "attack": ref.attack,
-            "metric": ref.metric,
+            **dict(zip(("defense", "attack", "metric"), place, strict=True)),
             "mean": float(mean),
             "std": spread[0] if spread else std,
             "n": 3,
         }
-        for ref, mean, *spread in cells
+        for place, mean, *spread in cells
     ]
     return pl.DataFrame(rows, schema_overrides={"std": pl.Float64})
 
 
-def claim(*cases, **fields):
-    return Claim(name="c", section="-", statement="s", cases=cases, **fields)
+def claim(says, **fields):
+    return Claim("c", "-", "s", says, **fields)
+
+
+def less(low, high, by=0.0):
+    """The claim's function: one cell below another."""
+    return lambda net: at(net, high).exceeds(at(net, low), by=by)
+
+
+def at(net, place):
+    defense, attack, metric = place
+    return net(attack, metric, defense)
+
+
+def needs(what):
+    """The cells (role, metric, defense, attack) that a claim reads, by the names that it tells."""
+    said = what.says(*(Subject(["net"], ["data"], role=role) for role in what.of))
+    cases = [said] if hasattr(said, "margins") else said
+    return list(dict.fromkeys(name for case in cases for name in case.lacks))
 
 
 def verdict(what, cells):

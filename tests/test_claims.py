@@ -1,19 +1,16 @@
 """The paper's claims: its own tables are the first oracle, frames made by hand the second."""
 
-from pathlib import Path
+import re
+from dataclasses import replace
 
-import polars as pl
 import pytest
 
-from claim_frames import BY_NAME, altered, claim, frame, verdict
-from poise.paper import settings
+from claim_frames import BY_NAME, altered, frame, needs, verdict
+from poise.paper.cells import published
 from poise.paper.claims import CLAIMS, REFEREE, judge
-from poise.paper.claims_parts import UNDER
-from poise.paper.judging import findings
-from poise.paper.settings import Pair, Scope
-from poise.paper.terms import Ref
-
-FILE = Path(settings.__file__).with_name("published.csv")
+from poise.paper.claims_attacks import UNDER
+from poise.paper.judging import Setting, subjects
+from poise.paper.numbers import Subject
 
 # Counted by hand in the paper's tables. Clear: c, within noise: n, spread unknown: u.
 PAPER = {
@@ -85,9 +82,12 @@ NOT_IN_TABLES = {
 CLEAR = {"c": "clear", "n": "within noise", "u": "spread unknown"}
 
 
+CELL = re.compile(r"(\w+)\[([^|\]]+), ([^|\]]+)\]")  # metric[defense, attack]
+
+
 @pytest.fixture(scope="module")
 def paper():
-    return pl.read_csv(FILE, schema_overrides={"table": pl.String, "std": pl.Float64})
+    return published()
 
 
 def test_the_papers_own_tables_judge_its_claims(paper):
@@ -122,19 +122,19 @@ def test_without_the_column_table_a_claim_ranges_over_all_nets(paper):
 
 def test_every_comparison_of_every_claim_decides(paper):
     """Wherever a comparison of two cells is so, exchanging the two makes its case fail."""
+    told = re.compile(rf"{CELL.pattern} [\d.e-]+ < {CELL.pattern} [\d.e-]+( \(asked.*)?")
     exchanged = 0
-    for what in CLAIMS:
-        if isinstance(what.scope, Pair):
-            continue
-        for _, numbers, _ in settings.settings(paper, what.tables, what.scope):
-            for case, less in ((part, less) for part in what.cases for less in part):
-                if not all(isinstance(side, Ref) and side in numbers for side in (less.low, less.high)):
-                    continue
-                low, high = numbers[less.low], numbers[less.high]
-                if low.mean < high.mean and less.by >= 0:
-                    flipped = {**numbers, less.low: high, less.high: low}
-                    (found,) = findings(claim(case), frame(*((ref, *v) for ref, v in flipped.items())))
-                    assert not found.holds, (what.name, less)
+    for what in (claim for claim in CLAIMS if len(claim.of) == 1):
+        for setting in what.settings(subjects(paper, what.tables)):
+            (net,) = setting.nets
+            for i, case in enumerate(what.cases(setting)):
+                for found in filter(None, (told.fullmatch(m.text) for m in case.margins)):
+                    low, high = (
+                        (defense, attack, metric)
+                        for metric, defense, attack in (found.group(1, 2, 3), found.group(4, 5, 6))
+                    )
+                    flipped = {**net.numbers, low: net.numbers[high], high: net.numbers[low]}
+                    assert not what.cases(Setting(replace(net, numbers=flipped)))[i].holds, case
                     exchanged += 1
     assert exchanged > 400
 
@@ -189,44 +189,31 @@ def test_other_numbers_turn_the_verdict(paper, name, place, means):
 
 @pytest.mark.parametrize("what", [*CLAIMS, *REFEREE], ids=lambda what: what.name)
 def test_a_claim_is_not_run_without_any_one_of_its_cells(what):
-    names = {
-        "": "ResNet-50",
-        "larger": "ResNet-50",
-        "ResNet-18": "ResNet-18",
-        "ViT": "ViT-B16",
-        "CNN": "LeNet",
-    }
-    plain = what.scope if isinstance(what.scope, Scope) else Scope()
-    data = (*plain.datasets, "CIFAR-10")[0]
+    def judged(names):
+        cells = {role: {} for role in what.of}
+        for i, name in enumerate(names):
+            metric, defense, attack, role = re.fullmatch(rf"{CELL.pattern}(?: of (.+))?", name).groups()
+            cells[role or ""][defense, attack, metric] = (0.1 + 0.001 * i, 0.001)
+        nets = (Subject(["net"], ["data"], numbers=cells[role], role=role) for role in what.of)
+        return what.judged(what.cases(Setting(*nets)))
 
-    def cells(refs):
-        def net(ref):
-            return plain.architectures[0] if plain.architectures else names[ref.net]
-
-        return pl.concat(
-            frame((ref, 0.1 + 0.001 * i), architecture=net(ref), dataset=data) for i, ref in enumerate(refs)
-        )
-
-    assert verdict(what, cells(what.needs))[0] != "not run"
-    left = [
-        verdict(what, cells([r for r in what.needs if r != ref]))[0]
-        for ref in what.needs
-        if len(what.needs) > 1
-    ]
-    assert what.separate or set(left) <= {"not run"}
-    assert verdict(what, frame((Ref("none", "none", "none"), 1)))[0] == "not run"
+    read = needs(what)
+    assert judged(read)
+    left = [judged([name for name in read if name != lost]) for lost in read if len(read) > 1]
+    assert what.separate or not any(left)
+    assert verdict(what, frame((("none", "none", "none"), 1)))[0] == "not run"
 
 
 def test_names_are_unique_and_everything_is_said():
     assert len(BY_NAME) == len(CLAIMS) + len(REFEREE)
     for what in BY_NAME.values():
-        assert what.name == what.name.lower() and what.section and what.statement and what.needs
+        assert what.name == what.name.lower() and what.section and what.statement and needs(what)
 
 
 def salient(pgd, dropout, adaptive, confsmooth):
     attacks = ("PGD", *UNDER, "chance")
     values = (pgd, dropout, adaptive, confsmooth, 1.0)
-    return frame(*((Ref("Vanilla", a, "salience"), v) for a, v in zip(attacks, values, strict=True)))
+    return frame(*((("Vanilla", a, "salience"), v) for a, v in zip(attacks, values, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +245,7 @@ def test_figure_2():
     }
     cells = frame(
         *(
-            (Ref(d, a, metric), mean)
+            ((d, a, metric), mean)
             for (d, a), means in confidence.items()
             for metric, mean in zip(("msp_right", "msp_wrong"), means, strict=True)
         )

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from claim_frames import BY_NAME, altered, frame, verdict
-from poise.paper.claims_parts import COUNTED, DEFENSES, UNDER
-from poise.paper.terms import Ref
+from poise.paper.claims_attacks import UNDER
+from poise.paper.claims_defenses import COUNTED, DEFENSES
 
 
 def refereed():
@@ -16,12 +16,12 @@ def refereed():
     cells = []
     for i, d in enumerate((*DEFENSES, "AT-5", "UAT-Smooth (unprojected)")):
         cells += [
-            (Ref(d, "before", "k"), k.get(d, 1.2 + i / 100)),
-            (Ref(d, "Auto", "raw"), raw.get(d, 0.26 + i / 1000)),
-            (Ref(d, "Auto", "at_k"), at_k.get(d, 0.35 + i / 1000)),
-            (Ref(d, "PGD", "bound"), 0.54),
+            ((d, "before", "k"), k.get(d, 1.2 + i / 100)),
+            ((d, "Auto", "raw"), raw.get(d, 0.26 + i / 1000)),
+            ((d, "Auto", "at_k"), at_k.get(d, 0.35 + i / 1000)),
+            ((d, "PGD", "bound"), 0.54),
         ]
-    steps = [(Ref(d, "Auto", "raw"), 0.5 - abs(i - 2) / 10) for i, d in enumerate(COUNTED)]
+    steps = [((d, "Auto", "raw"), 0.5 - abs(i - 2) / 10) for i, d in enumerate(COUNTED)]
     return frame(*cells, *steps)
 
 
@@ -81,21 +81,21 @@ def test_a_confidence_above_the_bound_is_found(mean, expected):
     ],
 )  # fmt: skip
 def test_accuracies_against_the_referee(name, cells, expected):
-    found = frame(*((Ref(d, a, "accuracy"), mean) for (d, a), mean in cells.items()))
+    found = frame(*(((d, a, "accuracy"), mean) for (d, a), mean in cells.items()))
     assert verdict(BY_NAME[name], found)[0] == expected
 
 
 @pytest.mark.parametrize(("uat", "at", "expected"), [(0.6, 0.5, "holds"), (0.5, 0.6, "fails")])
 def test_stability_against_the_referee(uat, at, expected):
-    cells = frame((Ref("UAT-Smooth", "PGD", "stable"), uat), (Ref("AT-5", "PGD", "stable"), at))
+    cells = frame((("UAT-Smooth", "PGD", "stable"), uat), (("AT-5", "PGD", "stable"), at))
     assert verdict(BY_NAME["uat-smooth-answers-as-stable-as-at-5"], cells)[0] == expected
 
 
 @pytest.mark.parametrize(("free", "held", "expected"), [(0.01, 0.1, "holds"), (0.1, 0.01, "fails")])
 def test_the_attacks_gap_when_trained_out_of_the_ball(free, held, expected):
     extra = {"UAT-Smooth (unprojected)": free, "UAT-Smooth": held}
-    cells = [(Ref(d, "ConfSmooth", "msp"), 0.5) for d in extra]
-    cells += [(Ref(d, "Adaptive", "msp"), 0.5 + more) for d, more in extra.items()]
+    cells = [((d, "ConfSmooth", "msp"), 0.5) for d in extra]
+    cells += [((d, "Adaptive", "msp"), 0.5 + more) for d, more in extra.items()]
     assert verdict(BY_NAME["unprojected-closes-the-attacks-gap"], frame(*cells))[0] == expected
 
 
@@ -103,6 +103,6 @@ def test_the_attacks_gap_when_trained_out_of_the_ball(free, held, expected):
 def test_auto_against_the_papers_attacks(auto, expected):
     """Below the lowest of the three, whichever that is; a tie is not below."""
     for lowest in UNDER:
-        cells = [(Ref("AT", a, "msp_referee"), 0.2 if a == lowest else 0.3) for a in UNDER]
-        found = frame(*cells, (Ref("AT", "Auto", "msp_referee"), auto))
+        cells = [(("AT", a, "msp_referee"), 0.2 if a == lowest else 0.3) for a in UNDER]
+        found = frame(*cells, (("AT", "Auto", "msp_referee"), auto))
         assert verdict(BY_NAME["auto-below-the-papers-attacks"], found)[0] == expected

@@ -27,6 +27,13 @@ FIGURE_JOBS = {
     "figureS1": jobs.figure_s1,
     "figureS2": jobs.figure_s1,
 }
+ON = {
+    "own": "on the paper's own nets",
+    "shortened": "on its nets and data, trained shorter, on fewer images or at other budgets",
+    "other net": "on other nets, on its data",
+    "other data": "on other data",
+}
+NEAR = list(ON)[1:]  # stand-ins
 UNHELD = (
     "\n*unheld*: what the sizes in the paper's Table 2 suggest, PGD and Dropout held to S but not to "
     "[0, 1], Adaptive and ConfSmooth to neither, Dropout's survivors rescaled, the last iterate.\n"
@@ -148,8 +155,8 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
     text += (
         "\nEach statement is judged on the cells that were run; *not run* where one that it needs is "
         "missing. *Clear*: the difference that decides exceeds the pooled standard deviation over seeds. "
-        "In the last column the verdict of the paper's own tables. A star: judged on a stand-in "
-        "(another net, other data or shorter training), which says nothing on the paper's own nets.\n"
+        "In the last column the verdict of the paper's own tables. A verdict on stand-ins says so and "
+        f"says nothing on the paper's own nets: {'; '.join(f'*{of}*: {ON[of]}' for of in NEAR)}.\n"
     )
     theirs = dict(judge((*CLAIMS, *REFEREE), cells.published()).select("name", "verdict").rows())
     for title, claims in groups:
@@ -160,7 +167,7 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
         )
         text += "| --- | --- | --- | --- | --- | --- |\n"
         for row in part.to_dicts():
-            verdict = f"**{row['verdict']}**" + (r"\*" if row["of"] == "stand-in" else "")
+            verdict = f"**{row['verdict']}**" + (f" ({row['of']})" if row["of"] in NEAR else "")
             told = (row["clear"] or "-", row["numbers"], theirs[row["name"]])
             line = (*map(markdown, (row["statement"], row["section"])), verdict, *map(markdown, told))
             text += f"| {' | '.join(line)} |\n"
@@ -195,11 +202,11 @@ def _stands(scale: Scale) -> pl.DataFrame:
 
 
 def _counted(judged: pl.DataFrame) -> str:
-    """How many verdicts there are of each kind, those on stand-ins apart."""
+    """How many verdicts there are of each kind, those on stand-ins apart, by how near these are."""
     told = []
-    for of, words in (("own", "on the paper's own nets"), ("stand-in", "on stand-ins")):
+    for of, where in ON.items():
         counts = dict(judged.filter(of=of)["verdict"].value_counts().rows())
-        told += [f"{counts.get('holds', 0)} hold and {counts.get('fails', 0)} fail {words}"] * bool(counts)
+        told += [f"{counts.get('holds', 0)} hold and {counts.get('fails', 0)} fail {where}"] * bool(counts)
     idle = judged.filter(verdict="not run").height
     return "; ".join([*told, f"{idle} not run"])
 
@@ -233,8 +240,8 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
     kinds = [
         {"table": f"claims that {'hold' if verdict == 'holds' else 'fail'}", "cells": judged.height}
         | {
-            name: judged.filter(verdict=verdict, of=of).height
-            for name, of in (("run", "own"), ("stand-in", "stand-in"))
+            name: judged.filter(pl.col("of").is_in(of), verdict=verdict).height
+            for name, of in (("run", ["own"]), ("stand-in", NEAR))
         }
         for verdict in ("holds", "fails")
     ]

@@ -2,207 +2,240 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
-from poise.paper.claims_parts import BINARY, UNDER, cell, consistent, highest, lowest, near
-from poise.paper.judging import MOST, Claim, Count, Less
-from poise.paper.settings import Pair, Scope
-from poise.paper.terms import Least, Ratio
+from poise.paper.judging import MOST, Claim, Count, among
+from poise.paper.numbers import Case, Number, Subject, highest, lowest
 
-DROPOUT, ADAPTIVE, CONFSMOOTH = (cell(attack) for attack in UNDER)
-CONFSMOOTH_LOWEST = lowest(CONFSMOOTH, DROPOUT, ADAPTIVE)
-WORST = {net: Least(tuple(cell(a)._replace(net=net) for a in UNDER)) for net in ("ViT", "CNN")}
-VIT_AND_CNN = Pair("ViT", "CNN", firsts=("ViT-B16",))
-VIT_ABOVE = (Less(WORST["CNN"], WORST["ViT"]),)
+UNDER = ("Dropout", "Adaptive", "ConfSmooth")  # the underconfidence attacks
+BINARY = ("Breast Cancer Ultrasound", "BreastMNIST", "PneumoniaMNIST")  # data sets of two classes
+
+FOUR = ("PGD", *UNDER)
+
+ON_BINARY, ON_MORE = {"": among(datasets=BINARY)}, {"": among(but=BINARY)}
+VIT_AND_CNN = {"ViT": among(["ViT-B16"]), "CNN": lambda net: not among(["ViT-B16"])(net)}
+
+
+def led_by(first: str, net: Subject, metric: str = "msp", attacks: Sequence[str] = UNDER) -> list[Number]:
+    """What one attack leaves of a net, then what the others do."""
+    return [net(attack, metric) for attack in (first, *(other for other in attacks if other != first))]
+
+
+def confsmooth_lowest(net: Subject) -> Case:
+    """ConfSmooth leaves less confidence than Dropout and Adaptive."""
+    return lowest(*led_by("ConfSmooth", net))
+
+
+def vit_above(vit: Subject, cnn: Subject) -> Case:
+    """The ViT keeps more under the strongest of the three."""
+    return cnn.least(UNDER) < vit.least(UNDER)
+
 
 TABLE_1 = (
     Claim(
-        name="ours-lowest-14-of-15",
-        section="abstract, Table 1",
-        statement="Adaptive or ConfSmooth leaves less confidence than Dropout on 14 of 15 nets",
-        cases=(lowest(Least((ADAPTIVE, CONFSMOOTH)), DROPOUT),),
-        rule=Count(at_least=Fraction(14, 15)),
-        tables=("1",),
+        "ours-lowest-14-of-15",
+        "abstract, Table 1",
+        "Adaptive or ConfSmooth leaves less confidence than Dropout on 14 of 15 nets",
+        lambda net: net.least(["Adaptive", "ConfSmooth"]) < net("Dropout"),
+        Count(at_least=Fraction(14, 15)),
     ),
     Claim(
-        name="confsmooth-lowest-12-of-15",
-        section="5.1, Table 1",
-        statement="ConfSmooth leaves the least confidence on 12 of 15 nets: all but those on ultrasound",
-        cases=(CONFSMOOTH_LOWEST,),
-        rule=Count(at_least=Fraction(12, 15)),
-        tables=("1",),
+        "confsmooth-lowest-12-of-15",
+        "5.1, Table 1",
+        "ConfSmooth leaves the least confidence on 12 of 15 nets: all but those on ultrasound",
+        confsmooth_lowest,
+        Count(at_least=Fraction(12, 15)),
     ),
     Claim(
-        name="confsmooth-lowest-mostly",
-        section="Table 1, caption",
-        statement="ConfSmooth leaves the least confidence on most nets",
-        cases=(CONFSMOOTH_LOWEST,),
-        rule=MOST,
-        tables=("1",),
+        "confsmooth-lowest-mostly",
+        "Table 1, caption",
+        "ConfSmooth leaves the least confidence on most nets",
+        confsmooth_lowest,
+        MOST,
     ),
     Claim(
-        name="confsmooth-lowest-but-binary",
-        section="5.1, Table 1",
-        statement="with more than two classes, ConfSmooth leaves the least confidence on every net "
+        "confsmooth-lowest-but-binary",
+        "5.1, Table 1",
+        "with more than two classes, ConfSmooth leaves the least confidence on every net "
         "(the paper itself excepts EfficientNet on chest X-rays)",
-        cases=(CONFSMOOTH_LOWEST,),
-        tables=("1",),
-        scope=Scope(but=BINARY),
+        confsmooth_lowest,
+        of=ON_MORE,
     ),
     Claim(
-        name="confsmooth-below-half",
-        section="6, Table 1",
-        statement="with more than two classes, ConfSmooth brings every undefended net below 0.5",
-        cases=((Less(CONFSMOOTH, 0.5),),),
-        tables=("1",),
-        scope=Scope(but=BINARY),
+        "confsmooth-below-half",
+        "6, Table 1",
+        "with more than two classes, ConfSmooth brings every undefended net below 0.5",
+        lambda net: net("ConfSmooth") < 0.5,
+        of=ON_MORE,
     ),
     Claim(
-        name="dropout-lowest-once",
-        section="5.1, Table 1",
-        statement="Dropout leaves the least confidence on no more than 1 net of 15",
-        cases=(lowest(DROPOUT, ADAPTIVE, CONFSMOOTH),),
-        rule=Count(at_least=Fraction(0), at_most=Fraction(1, 15)),
-        tables=("1",),
+        "dropout-lowest-once",
+        "5.1, Table 1",
+        "Dropout leaves the least confidence on no more than 1 net of 15",
+        lambda net: lowest(*led_by("Dropout", net)),
+        Count(at_least=Fraction(0), at_most=Fraction(1, 15)),
     ),
     Claim(
-        name="adaptive-improves-on-dropout",
-        section="5.1, Table 1",
-        statement="Adaptive leaves less confidence than Dropout on most nets",
-        cases=(lowest(ADAPTIVE, DROPOUT),),
-        rule=MOST,
-        tables=("1",),
+        "adaptive-improves-on-dropout",
+        "5.1, Table 1",
+        "Adaptive leaves less confidence than Dropout on most nets",
+        lambda net: net("Adaptive") < net("Dropout"),
+        MOST,
     ),
     Claim(
-        name="adaptive-weak-on-imagenet",
-        section="5.1, Table 1",
-        statement="on ImageNet, Adaptive is the weakest of the three underconfidence attacks",
-        cases=(highest(ADAPTIVE, DROPOUT, CONFSMOOTH),),
-        tables=("1",),
-        scope=Scope(datasets=("ImageNet",)),
+        "adaptive-weak-on-imagenet",
+        "5.1, Table 1",
+        "on ImageNet, Adaptive is the weakest of the three underconfidence attacks",
+        lambda net: highest(*led_by("Adaptive", net)),
+        of={"": among(datasets=["ImageNet"])},
     ),
     Claim(
-        name="binary-near-half",
-        section="5.1, Table 1",
-        statement="with two classes, every underconfidence attack ends within 0.05 of 0.5",
-        cases=tuple((near(cell(attack), 0.5, 0.05),) for attack in UNDER),
-        tables=("1",),
-        scope=Scope(datasets=BINARY),
+        "binary-near-half",
+        "5.1, Table 1",
+        "with two classes, every underconfidence attack ends within 0.05 of 0.5",
+        lambda net: [abs(net(attack) - 0.5) < 0.05 for attack in UNDER],
+        of=ON_BINARY,
     ),
     Claim(
-        name="binary-adaptive-lowest",
-        section="5.1, Table 1",
-        statement="with two classes, Adaptive leaves the least confidence",
-        cases=(lowest(ADAPTIVE, DROPOUT, CONFSMOOTH),),
-        tables=("1",),
-        scope=Scope(datasets=BINARY),
+        "binary-adaptive-lowest",
+        "5.1, Table 1",
+        "with two classes, Adaptive leaves the least confidence",
+        lambda net: lowest(*led_by("Adaptive", net)),
+        of=ON_BINARY,
     ),
     Claim(
-        name="chest-half-resists",
-        section="5.1",
-        statement="on chest X-rays, 47 % of the images keep 0.5 or more under ConfSmooth (within 5 points)",
-        cases=((near(cell("ConfSmooth", "above_half"), 0.47, 0.05),),),
-        scope=Scope(architectures=("EfficientNet-B0",), datasets=("Chest X-ray",)),
+        "chest-half-resists",
+        "5.1",
+        "on chest X-rays, 47 % of the images keep 0.5 or more under ConfSmooth (within 5 points)",
+        lambda net: abs(net("ConfSmooth", "above_half") - 0.47) < 0.05,
+        of={"": among(["EfficientNet-B0"], ["Chest X-ray"])},
     ),
     Claim(
-        name="vit-generally-above-cnn",
-        section="5.1, Table 1",
-        statement="under the strongest of the three attacks, a ViT keeps more confidence than a CNN on the "
+        "vit-generally-above-cnn",
+        "5.1, Table 1",
+        "under the strongest of the three attacks, a ViT keeps more confidence than a CNN on the "
         "same data in most pairs",
-        cases=(VIT_ABOVE,),
-        rule=MOST,
-        tables=("1",),
-        scope=VIT_AND_CNN,
+        vit_above,
+        MOST,
+        of=VIT_AND_CNN,
     ),
     Claim(
-        name="vit-always-above-cnn",
-        section="6, Table 1",
-        statement="under the strongest of the three attacks, a ViT keeps more confidence than a CNN on the "
+        "vit-always-above-cnn",
+        "6, Table 1",
+        "under the strongest of the three attacks, a ViT keeps more confidence than a CNN on the "
         "same data in every pair",
-        cases=(VIT_ABOVE,),
-        tables=("1",),
-        scope=VIT_AND_CNN,
+        vit_above,
+        of=VIT_AND_CNN,
     ),
     Claim(
-        name="ece-highest-under-confsmooth",
-        section="Table S1",
-        statement="ConfSmooth leaves the highest ECE on most nets",
-        cases=(highest(cell("ConfSmooth", "ece"), cell("Dropout", "ece"), cell("Adaptive", "ece")),),
-        rule=MOST,
-        tables=("S1",),
+        "ece-highest-under-confsmooth",
+        "Table S1",
+        "ConfSmooth leaves the highest ECE on most nets",
+        lambda net: highest(*led_by("ConfSmooth", net, "ece")),
+        MOST,
     ),
 )
 
-MOVED = {attack: cell(attack, "delta_w") for attack in ("PGD", *UNDER)}
-ALIKE = {attack: cell(attack, "ssim") for attack in ("PGD", *UNDER)}
 
 TABLE_2 = (
     Claim(
-        name="confsmooth-moves-most",
-        section="5.2, Table 2",
-        statement="ConfSmooth has the largest perturbations (ΔW) of the four attacks",
-        cases=(highest(MOVED["ConfSmooth"], MOVED["PGD"], MOVED["Dropout"], MOVED["Adaptive"]),),
-        tables=("2",),
+        "confsmooth-moves-most",
+        "5.2, Table 2",
+        "ConfSmooth has the largest perturbations (ΔW) of the four attacks",
+        lambda net: highest(*led_by("ConfSmooth", net, "delta_w", FOUR)),
     ),
     Claim(
-        name="confsmooth-least-similar",
-        section="5.2, Table 2",
-        statement="ConfSmooth has the lowest SSIM of the four attacks",
-        cases=(lowest(ALIKE["ConfSmooth"], ALIKE["PGD"], ALIKE["Dropout"], ALIKE["Adaptive"]),),
-        tables=("2",),
+        "confsmooth-least-similar",
+        "5.2, Table 2",
+        "ConfSmooth has the lowest SSIM of the four attacks",
+        lambda net: lowest(*led_by("ConfSmooth", net, "ssim", FOUR)),
     ),
     Claim(
-        name="pgd-most-similar",
-        section="5.2, Table 2",
-        statement="PGD has the highest SSIM of the four attacks",
-        cases=(highest(ALIKE["PGD"], *(ALIKE[attack] for attack in UNDER)),),
-        tables=("2",),
+        "pgd-most-similar",
+        "5.2, Table 2",
+        "PGD has the highest SSIM of the four attacks",
+        lambda net: highest(*led_by("PGD", net, "ssim", FOUR)),
     ),
     Claim(
-        name="dropout-smaller-yet-less-similar",
-        section="5.2, Table 2",
-        statement="Dropout's perturbations are smaller than PGD's, at a lower SSIM",
-        cases=((Less(MOVED["Dropout"], MOVED["PGD"]), Less(ALIKE["Dropout"], ALIKE["PGD"])),),
-        tables=("2",),
-    ),
-    Claim(
-        name="adaptive-larger-than-pgd",
-        section="5.2, Table 2",
-        statement="Adaptive's perturbations are larger than PGD's, at a lower SSIM",
-        cases=((Less(MOVED["PGD"], MOVED["Adaptive"]), Less(ALIKE["Adaptive"], ALIKE["PGD"])),),
-        tables=("2",),
-    ),
-    Claim(
-        name="confsmooth-nearly-four-times-pgd",
-        section="5.4, Table 2",
-        statement="ConfSmooth's perturbations are nearly four times PGD's (3.5 to 4 times)",
-        cases=(
-            (
-                Less(3.5, Ratio(MOVED["ConfSmooth"], MOVED["PGD"])),
-                Less(Ratio(MOVED["ConfSmooth"], MOVED["PGD"]), 4.0),
-            ),
+        "dropout-smaller-yet-less-similar",
+        "5.2, Table 2",
+        "Dropout's perturbations are smaller than PGD's, at a lower SSIM",
+        lambda net: (
+            (net("Dropout", "delta_w") < net("PGD", "delta_w"))
+            & (net("Dropout", "ssim") < net("PGD", "ssim"))
         ),
-        tables=("2",),
     ),
     Claim(
-        name="confsmooth-avoids-salient-pixels",
-        section="5.2, Figure 1",
-        statement="ConfSmooth's perturbations fall on pixels that matter less than chance would hit",
-        cases=((Less(cell("ConfSmooth", "salience"), cell("chance", "salience")),),),
+        "adaptive-larger-than-pgd",
+        "5.2, Table 2",
+        "Adaptive's perturbations are larger than PGD's, at a lower SSIM",
+        lambda net: (
+            (net("Adaptive", "delta_w") > net("PGD", "delta_w"))
+            & (net("Adaptive", "ssim") < net("PGD", "ssim"))
+        ),
     ),
     Claim(
-        name="underconfidence-avoids-salient-pixels",
-        section="5.2, Figure 1",
-        statement="each underconfidence attack falls on pixels that matter less than PGD's do",
-        cases=tuple((Less(cell(attack, "salience"), cell("PGD", "salience")),) for attack in UNDER),
+        "confsmooth-nearly-four-times-pgd",
+        "5.4, Table 2",
+        "ConfSmooth's perturbations are nearly four times PGD's (3.5 to 4 times)",
+        lambda net: (
+            (net("ConfSmooth", "delta_w") / net("PGD", "delta_w") > 3.5)
+            & (net("ConfSmooth", "delta_w") / net("PGD", "delta_w") < 4.0)
+        ),
     ),
     Claim(
-        name="confsmooth-avoids-salient-pixels-most",
-        section="5.2, Figure 1",
-        statement="ConfSmooth falls on pixels that matter less than those of the other three attacks",
-        cases=(lowest(*(cell(a, "salience") for a in ("ConfSmooth", "PGD", "Dropout", "Adaptive"))),),
+        "confsmooth-avoids-salient-pixels",
+        "5.2, Figure 1",
+        "ConfSmooth's perturbations fall on pixels that matter less than chance would hit",
+        lambda net: net("ConfSmooth", "salience") < net("chance", "salience"),
+    ),
+    Claim(
+        "underconfidence-avoids-salient-pixels",
+        "5.2, Figure 1",
+        "each underconfidence attack falls on pixels that matter less than PGD's do",
+        lambda net: [net(attack, "salience") < net("PGD", "salience") for attack in UNDER],
+    ),
+    Claim(
+        "confsmooth-avoids-salient-pixels-most",
+        "5.2, Figure 1",
+        "ConfSmooth falls on pixels that matter less than those of the other three attacks",
+        lambda net: lowest(*led_by("ConfSmooth", net, "salience", FOUR)),
     ),
 )
 
 
-ATTACK_CLAIMS = (*TABLE_1, *TABLE_2, *consistent("Vanilla", tables=("1", "S1")))
+def consistent(*defenses: str, tables: str) -> tuple[Claim, ...]:
+    """Whether tables of confidence, accuracy and ECE fit one another, for some defenses."""
+
+    def gap(net: Subject, defense: str, attack: str) -> Number:
+        """|MSP − accuracy|, the accuracy taken before, as attacks that keep the label leave it."""
+        return abs(net.msp(defense, attack) - net.accuracy(defense, "before")).exactly()
+
+    section, first = f"Tables {tables} (a check, not a sentence)", tables.partition(",")[0]
+    return (
+        Claim(
+            f"ece-is-overconfidence-{first}",
+            section,
+            "without attack, ECE equals |MSP - accuracy| to 0.015: each net errs to one side",
+            lambda net: [
+                abs(net.ece(d, "before").exactly() - gap(net, d, "before")) < 0.015 for d in defenses
+            ],
+            separate=True,
+        ),
+        Claim(
+            f"ece-at-least-gap-{first}",
+            section,
+            "ECE is nowhere below |MSP - accuracy|, which is so by definition if attacks "
+            "keep the label (0.015 for rounding)",
+            lambda net: [
+                net.ece(d, a).exactly().exceeds(gap(net, d, a), by=-0.015)
+                for d in defenses
+                for a in ("before", *UNDER)
+            ],
+            separate=True,
+        ),
+    )
+
+
+ATTACK_CLAIMS = (*TABLE_1, *TABLE_2, *consistent("Vanilla", tables="1, S1"))

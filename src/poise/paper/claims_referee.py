@@ -9,205 +9,187 @@ for the margin at which it stops.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from poise.auditing.comparison import SLACK
-from poise.paper.claims_parts import (
-    COUNTED,
-    DEFENSES,
-    MISCLASSIFICATION,
-    UNDER,
-    accuracy,
-    cell,
-    highest,
-    lowest,
-    msp,
-    others,
-)
-from poise.paper.judging import Claim, Less
-from poise.paper.terms import Difference, Least, Ref, Same
+from poise.paper.claims_attacks import UNDER
+from poise.paper.claims_defenses import COUNTED, DEFENSES, MISCLASSIFICATION, extra, others
+from poise.paper.judging import Claim
+from poise.paper.numbers import Case, Number, Subject, highest, lowest
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
+REFEREED = (*DEFENSES, CHEAP, FREE)
 SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
-READ = {
+WAYS = {
     "raw": "under auto",
     "at_k": "under auto at k_NLL",
     "matched": "under auto at equal clean confidence",
 }
 
 
-def auto(defense: str, metric: str) -> Ref:
-    """A defense's right answers under auto."""
-    return cell(AUTO, metric, defense)
-
-
-def k(defense: str) -> Ref:
-    """The scale of the logits of least validation NLL."""
-    return cell("before", "k", defense)
-
-
-def stable(defense: str) -> Ref:
-    """R."""
-    return cell("PGD", "stable", defense)
-
-
 def at_scale(metric: str, words: str) -> tuple[Claim, ...]:
     """The paper's claims on confidence under attack, read in one of the three ways."""
-    uat = auto("UAT-Smooth", metric)
+
+    def kept(net: Subject, defense: str) -> Number:
+        return net(AUTO, metric, defense)
+
+    def claim(
+        name: str, section: str, statement: str, says: Callable[[Subject], Case | list[Case]]
+    ) -> Claim:
+        return Claim(f"{name}-{metric}", f"{section}, refereed", f"{words}, {statement}", says)
+
     return (
-        Claim(
-            name=f"uat-smooth-highest-{metric}",
-            section="5.3, refereed",
-            statement=f"{words}, UAT-Smooth keeps the highest confidence",
-            cases=(highest(uat, *(auto(d, metric) for d in others("UAT-Smooth"))),),
+        claim(
+            "uat-smooth-highest",
+            "5.3",
+            "UAT-Smooth keeps the highest confidence",
+            lambda net: highest(kept(net, "UAT-Smooth"), *(kept(net, d) for d in others("UAT-Smooth"))),
         ),
-        Claim(
-            name=f"uat-smooth-above-at-5-{metric}",
-            section="5.3, refereed",
-            statement=f"{words}, UAT-Smooth keeps more confidence than AT with as many gradient steps",
-            cases=((Less(auto(CHEAP, metric), uat),),),
+        claim(
+            "uat-smooth-above-at-5",
+            "5.3",
+            "UAT-Smooth keeps more confidence than AT with as many gradient steps",
+            lambda net: kept(net, "UAT-Smooth") > kept(net, CHEAP),
         ),
-        Claim(
-            name=f"uat-smooth-above-vanilla-{metric}",
-            section="5.3, refereed",
-            statement=f"{words}, UAT-Smooth keeps more confidence than the vanilla net",
-            cases=((Less(auto("Vanilla", metric), uat),),),
+        claim(
+            "uat-smooth-above-vanilla",
+            "5.3",
+            "UAT-Smooth keeps more confidence than the vanilla net",
+            lambda net: kept(net, "UAT-Smooth") > kept(net, "Vanilla"),
         ),
-        Claim(
-            name=f"uat-smooth-above-half-{metric}",
-            section="6, refereed",
-            statement=f"{words}, UAT-Smooth stays above 0.5",
-            cases=((Less(0.5, uat),),),
+        claim(
+            "uat-smooth-above-half",
+            "6",
+            "UAT-Smooth stays above 0.5",
+            lambda net: kept(net, "UAT-Smooth") > 0.5,
         ),
-        Claim(
-            name=f"others-below-half-{metric}",
-            section="6, refereed",
-            statement=f"{words}, every net but UAT-Smooth's is below 0.5",
-            cases=tuple((Less(auto(d, metric), 0.5),) for d in others("UAT-Smooth")),
+        claim(
+            "others-below-half",
+            "6",
+            "every net but UAT-Smooth's is below 0.5",
+            lambda net: [kept(net, d) < 0.5 for d in others("UAT-Smooth")],
         ),
-        Claim(
-            name=f"misclassification-defenses-more-vulnerable-{metric}",
-            section="6, refereed",
-            statement=f"{words}, AT, TRADES and RobustAugMix keep less confidence than the vanilla net",
-            cases=tuple((Less(auto(d, metric), auto("Vanilla", metric)),) for d in MISCLASSIFICATION),
+        claim(
+            "misclassification-defenses-more-vulnerable",
+            "6",
+            "AT, TRADES and RobustAugMix keep less confidence than the vanilla net",
+            lambda net: [kept(net, d) < kept(net, "Vanilla") for d in MISCLASSIFICATION],
         ),
-        Claim(
-            name=f"trades-most-vulnerable-{metric}",
-            section="6, refereed",
-            statement=f"{words}, TRADES keeps less than AT and RobustAugMix",
-            cases=(lowest(*(auto(d, metric) for d in ("TRADES", "AT", "RobustAugMix"))),),
+        claim(
+            "trades-most-vulnerable",
+            "6",
+            "TRADES keeps less than AT and RobustAugMix",
+            lambda net: lowest(*(kept(net, d) for d in ("TRADES", "AT", "RobustAugMix"))),
         ),
-        Claim(
-            name=f"confidence-peaks-at-5-steps-{metric}",
-            section="S2, refereed",
-            statement=f"{words}, UAT-Smooth keeps most when trained with 5 steps",
-            cases=(highest(auto(FIVE, metric), *(auto(d, metric) for d in COUNTED if d != FIVE)),),
+        claim(
+            "confidence-peaks-at-5-steps",
+            "S2",
+            "UAT-Smooth keeps most when trained with 5 steps",
+            lambda net: highest(kept(net, FIVE), *(kept(net, d) for d in others(FIVE, of=COUNTED))),
         ),
     )
 
 
 EQUAL_COST = (
     Claim(
-        name="uat-smooth-matches-at-5-under-pgd",
-        section="5.4, refereed",
-        statement="UAT-Smooth is as accurate under PGD as AT with as many gradient steps, or more "
+        "uat-smooth-matches-at-5-under-pgd",
+        "5.4, refereed",
+        "UAT-Smooth is as accurate under PGD as AT with as many gradient steps, or more "
         "(no more than 0.02 less)",
-        cases=((Less(accuracy(CHEAP), accuracy("UAT-Smooth"), by=-0.02),),),
+        lambda net: net.accuracy("UAT-Smooth").exceeds(net.accuracy(CHEAP), by=-0.02),
     ),
     Claim(
-        name="at-5-matches-at",
-        section="not in the paper",
-        statement="AT with 5 steps is as accurate under PGD as with 10 (no more than 0.02 less): half the "
+        "at-5-matches-at",
+        "not in the paper",
+        "AT with 5 steps is as accurate under PGD as with 10 (no more than 0.02 less): half the "
         "steps cost AT nothing either",
-        cases=((Less(accuracy("AT"), accuracy(CHEAP), by=-0.02),),),
+        lambda net: net.accuracy(CHEAP).exceeds(net.accuracy("AT"), by=-0.02),
     ),
     Claim(
-        name="uat-smooth-clean-accuracy-below-at-5",
-        section="5.4, refereed",
-        statement="UAT-Smooth's clean accuracy is below that of AT with as many gradient steps",
-        cases=((Less(accuracy("UAT-Smooth", "before"), accuracy(CHEAP, "before")),),),
+        "uat-smooth-clean-accuracy-below-at-5",
+        "5.4, refereed",
+        "UAT-Smooth's clean accuracy is below that of AT with as many gradient steps",
+        lambda net: net.accuracy("UAT-Smooth", "before") < net.accuracy(CHEAP, "before"),
     ),
     Claim(
-        name="uat-smooth-answers-as-stable-as-at-5",
-        section="not in the paper",
-        statement="R, the share of right answers that PGD does not flip, is higher with UAT-Smooth than "
+        "uat-smooth-answers-as-stable-as-at-5",
+        "not in the paper",
+        "R, the share of right answers that PGD does not flip, is higher with UAT-Smooth than "
         "with AT of as many gradient steps",
-        cases=((Less(stable(CHEAP), stable("UAT-Smooth")),),),
+        lambda net: net("PGD", "stable", "UAT-Smooth") > net("PGD", "stable", CHEAP),
     ),
 )
 
+
+def k(net: Subject, defense: str) -> Number:
+    """The scale of the logits of least validation NLL."""
+    return net("before", "k", defense)
+
+
 SCALE = (
     Claim(
-        name="uat-smooth-overconfident",
-        section="not in the paper",
-        statement="UAT-Smooth is overconfident: k < 1",
-        cases=((Less(k("UAT-Smooth"), 1.0),),),
+        "uat-smooth-overconfident",
+        "not in the paper",
+        "UAT-Smooth is overconfident: k < 1",
+        lambda net: k(net, "UAT-Smooth") < 1,
     ),
     Claim(
-        name="uat-smooth-most-overconfident",
-        section="not in the paper",
-        statement="UAT-Smooth has the lowest k of all defenses",
-        cases=(lowest(k("UAT-Smooth"), *map(k, others("UAT-Smooth"))),),
+        "uat-smooth-most-overconfident",
+        "not in the paper",
+        "UAT-Smooth has the lowest k of all defenses",
+        lambda net: lowest(k(net, "UAT-Smooth"), *(k(net, d) for d in others("UAT-Smooth"))),
     ),
     Claim(
-        name="at-not-overconfident",
-        section="not in the paper",
-        statement="AT is not overconfident: k > 1",
-        cases=((Less(1.0, k("AT")),),),
+        "at-not-overconfident",
+        "not in the paper",
+        "AT is not overconfident: k > 1",
+        lambda net: k(net, "AT") > 1,
     ),
     Claim(
-        name="nothing-above-the-bound",
-        section="not in the paper",
-        statement="no confidence of right answers under auto is above (1 + R) / 2, at whatever scale of "
+        "nothing-above-the-bound",
+        "not in the paper",
+        "no confidence of right answers under auto is above (1 + R) / 2, at whatever scale of "
         "the logits; above it by more than the attack's margin, the attack has failed",
-        cases=tuple(
-            (Less(Same(auto(d, metric)), Same(cell("PGD", "bound", d)), by=-SLACK),)
-            for d in (*DEFENSES, CHEAP, FREE)
-            for metric in READ
-        ),
+        lambda net: [
+            net("PGD", "bound", d).exactly().exceeds(net(AUTO, metric, d).exactly(), by=-SLACK)
+            for d in REFEREED
+            for metric in WAYS
+        ],
         separate=True,
     ),
     Claim(
-        name="auto-below-the-papers-attacks",
-        section="not in the paper",
-        statement="auto leaves less confidence than each of the paper's attacks, whatever the defense",
-        cases=tuple(
-            (Less(auto(d, SAME), Least(tuple(cell(a, SAME, d) for a in UNDER))),)
-            for d in (*DEFENSES, CHEAP, FREE)
-        ),
+        "auto-below-the-papers-attacks",
+        "not in the paper",
+        "auto leaves less confidence than each of the paper's attacks, whatever the defense",
+        lambda net: [net(AUTO, SAME, d) < net.least(UNDER, SAME, [d]) for d in REFEREED],
         separate=True,
     ),
 )
 
 UNPROJECTED = (
     Claim(
-        name="unprojected-less-accurate-clean",
-        section="not in the paper",
-        statement="UAT-Smooth trained out of the ball has a lower clean accuracy than within it",
-        cases=((Less(accuracy(FREE, "before"), accuracy("UAT-Smooth", "before")),),),
+        "unprojected-less-accurate-clean",
+        "not in the paper",
+        "UAT-Smooth trained out of the ball has a lower clean accuracy than within it",
+        lambda net: net.accuracy(FREE, "before") < net.accuracy("UAT-Smooth", "before"),
     ),
     Claim(
-        name="unprojected-more-accurate-under-pgd",
-        section="not in the paper",
-        statement="UAT-Smooth trained out of the ball is more accurate under PGD than within it",
-        cases=((Less(accuracy("UAT-Smooth"), accuracy(FREE)),),),
+        "unprojected-more-accurate-under-pgd",
+        "not in the paper",
+        "UAT-Smooth trained out of the ball is more accurate under PGD than within it",
+        lambda net: net.accuracy(FREE) > net.accuracy("UAT-Smooth"),
     ),
     Claim(
-        name="unprojected-closes-the-attacks-gap",
-        section="not in the paper",
-        statement="trained out of the ball, ConfSmooth takes less beyond Adaptive than trained within it, "
+        "unprojected-closes-the-attacks-gap",
+        "not in the paper",
+        "trained out of the ball, ConfSmooth takes less beyond Adaptive than trained within it, "
         "as in the paper's Table 3",
-        cases=(
-            (
-                Less(
-                    Difference(msp(FREE, "Adaptive"), msp(FREE)),
-                    Difference(msp("UAT-Smooth", "Adaptive"), msp("UAT-Smooth")),
-                ),
-            ),
-        ),
+        lambda net: extra(net, FREE) < extra(net, "UAT-Smooth"),
     ),
 )
 
 REFEREE: tuple[Claim, ...] = (
-    *(claim for metric, words in READ.items() for claim in at_scale(metric, words)),
+    *(claim for metric, words in WAYS.items() for claim in at_scale(metric, words)),
     *EQUAL_COST,
     *SCALE,
     *UNPROJECTED,

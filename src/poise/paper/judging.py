@@ -1,7 +1,7 @@
-"""Claims as data, and their verdicts on a table of numbers: the paper's own, or ours.
+"""What a claim is, and the verdicts on claims from a table of numbers: the paper's own, or ours.
 
-A claim says what must exceed what (`Less`) in each setting: an architecture on a data set, or a pair of
-architectures on one. It ranges over all settings that the table has, is judged over those with every cell
+A claim is a function of a net's numbers: one case that must be so, or several that are counted. It ranges
+over all nets (or pairs of nets on the same data) that the table has, is judged over those with every cell
 that it needs, and its rule says in how many it must be so.
 
 Means are compared. A tie is not 'lower', nor is it 'highest'. A difference is clear if it exceeds the root
@@ -12,81 +12,29 @@ verdict is clear if it would be the same with every unclear setting counted eith
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import permutations
 from typing import NamedTuple, TypeAlias
 
 import polars as pl
 
-from poise.paper.settings import Pair, Scope, Setting, settings
-from poise.paper.terms import Numbers, Ref, Term, pooled, refs, text, value
+from poise.checks import InputError
+from poise.paper.numbers import KINDS, Case, Subject, pooled
 
-ROUNDING = 1e-9  # .12 asked and .12 found is enough, whatever the floats say
+CELL = ("architecture", "dataset", "defense", "attack", "metric", "mean", "std")  # columns that it takes
+VERDICT = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")  # and gives
 SHOWN = 4  # settings that speak against a claim, in its text
 
 
-@dataclass(frozen=True)
-class Less:
-    """low < high.
-
-    With `by`, high − low must be at least that; less than 0, it is a tolerance.
-    """
-
-    low: Term
-    high: Term
-    by: float = 0.0
-
-
-Case: TypeAlias = tuple[Less, ...]  # all of them must be so
-
-
-class Margin(NamedTuple):
-    """By how much a comparison is so; below 0, it is not. noise: of the difference, None if not known."""
-
-    value: float
-    noise: float | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One case in one setting."""
-
-    setting: str
-    margins: tuple[Margin, ...]
-
-    @property
-    def holds(self) -> bool:
-        """Whether all its comparisons are so."""
-        return all(m.value > 0 for m in self.margins)
-
-    @property
-    def clear(self) -> bool | None:
-        """Whether noise could not have made it; None if some spread is not known that would tell."""
-        if self.holds:
-            known = all(m.noise is None or m.value > m.noise + 2 * ROUNDING for m in self.margins)
-            return (None if any(m.noise is None for m in self.margins) else True) if known else False
-        against = [m for m in self.margins if m.value <= 0]
-        if any(m.noise is not None and -m.value > m.noise + 2 * ROUNDING for m in against):
-            return True
-        return None if any(m.noise is None for m in against) else False
-
-    @property
-    def narrowest(self) -> Margin:
-        """The comparison that decides."""
-        return min(self.margins, key=lambda m: m.value)
-
-
 class Ruling(NamedTuple):
-    """A rule's verdict over the findings, whether it is clear, and the count or mean that decided."""
+    """A rule's verdict over the cases, whether it is clear, and the count or mean that decided."""
 
     holds: bool
     clear: str
     text: str
-
-
-Rule: TypeAlias = Callable[[Sequence[Finding]], Ruling]
 
 
 @dataclass(frozen=True)
@@ -106,14 +54,14 @@ class Count:
         """Whether so many of so many will do."""
         return math.ceil(self.at_least * run) <= held <= math.ceil(self.at_most * run)
 
-    def __call__(self, findings: Sequence[Finding]) -> Ruling:
-        """The verdict over the findings."""
-        run, held = len(findings), sum(f.holds for f in findings)
+    def __call__(self, cases: Sequence[Case]) -> Ruling:
+        """The verdict over the cases."""
+        run, held = len(cases), sum(case.holds for case in cases)
         holds = self.passes(held, run)
 
         def stands(unclear: tuple[bool | None, ...]) -> bool:
-            sure = sum(f.holds and f.clear not in unclear for f in findings)
-            possible = sum(f.holds or f.clear in unclear for f in findings)
+            sure = sum(case.holds and case.clear not in unclear for case in cases)
+            possible = sum(case.holds or case.clear in unclear for case in cases)
             return all(self.passes(n, run) is holds for n in range(sure, possible + 1))
 
         clear = (
@@ -126,59 +74,117 @@ EVERY = Count()
 MOST = Count(at_least=Fraction(5001, 10000))  # more than half, of up to 4999 cases
 
 
-class Mean:
-    """So on average over the cases: the mean of their margins is above 0."""
-
-    def __call__(self, findings: Sequence[Finding]) -> Ruling:
-        """The verdict over the findings."""
-        margins = [f.narrowest for f in findings]
-        mean = sum(m.value for m in margins) / len(margins)
-        spread = pooled(*(m.noise for m in margins))
-        clear = "spread unknown"
-        if spread is not None:
-            clear = "clear" if abs(mean) > spread / len(margins) else "within noise"
-        return Ruling(mean > 0, clear, f"on average {mean:+.4g} beyond what is asked, over {len(margins)}")
+def on_average(cases: Sequence[Case]) -> Ruling:
+    """Whether it is so on average over the cases: the mean of their margins is above 0."""
+    margins = [case.narrowest for case in cases]
+    mean = sum(m.value for m in margins) / len(margins)
+    spread = pooled(*(m.noise for m in margins))
+    clear = "spread unknown"
+    if spread is not None:
+        clear = "clear" if abs(mean) > spread / len(margins) else "within noise"
+    return Ruling(mean > 0, clear, f"on average {mean:+.4g} beyond what is asked, over {len(margins)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+Chosen: TypeAlias = Callable[[Subject], bool]
+
+
+def among(
+    architectures: Sequence[str] = (), datasets: Sequence[str] = (), but: Sequence[str] = ()
+) -> Chosen:
+    """Which nets a claim is about: those with one of these names, in any case of letters; () takes all.
+
+    >>> some = among(datasets=["CIFAR-10"])
+    >>> some(Subject(["LeNet"], ["cifar-10"])), some(Subject(["LeNet"], ["CIFAR-100"]))
+    (True, False)
+
+    Args:
+        architectures: by the paper's names or the net's own.
+        datasets: likewise.
+        but: data sets to leave out.
+    """
+
+    def chosen(net: Subject) -> bool:
+        return (
+            (not architectures or _share(net.architectures, architectures))
+            and (not datasets or _share(net.datasets, datasets))
+            and not _share(net.datasets, but)
+        )
+
+    return chosen
+
+
+def _share(names: Sequence[str], wanted: Sequence[str]) -> bool:
+    return not {name.casefold() for name in names}.isdisjoint(name.casefold() for name in wanted)
+
+
+@dataclass(frozen=True)
 class Claim:
     """A statement that numbers can judge.
 
     Args:
         name: short, in small letters.
-        section: of the paper, and its tables and figures, or that it is ours.
+        section: of the paper, and its tables and figures, or that it is ours. Of frames with a column
+            `table`, it is judged on the tables that this names, or on all if it names none.
         statement: in plain words, with the tolerance where there is one.
-        cases: what must be so in each setting; each case is counted.
+        says: what must be so of a net (or of several, by their order in `of`); each case is counted.
         rule: in how many cases of all settings, or on average.
-        tables: the paper's tables that it is about, for frames with a column `table`; () for any.
-        scope: which settings it is about.
+        of: which nets it is about; with two entries, pairs on the same data, by the nets' roles.
         separate: each case stands for itself: a setting that lacks some cells is judged on the rest.
     """
 
     name: str
     section: str
     statement: str
-    cases: tuple[Case, ...]
-    rule: Rule = EVERY
-    tables: tuple[str, ...] = ()
-    scope: Scope | Pair = field(default_factory=Scope)
+    says: Callable[..., Case | Iterable[Case]]
+    rule: Callable[[Sequence[Case]], Ruling] = EVERY
+    of: Mapping[str, Chosen] = field(default_factory=lambda: {"": among()})
     separate: bool = False
 
     @property
-    def needs(self) -> tuple[Ref, ...]:
-        """The cells that it needs of each setting."""
-        sides = (side for case in self.cases for less in case for side in (less.low, less.high))
-        return tuple(dict.fromkeys(ref for side in sides for ref in refs(side)))
+    def tables(self) -> tuple[str, ...]:
+        """The paper's tables that its section names."""
+        named = re.search(r"Tables? (S?\d(?:, S?\d)*)", self.section)
+        return tuple(named[1].split(", ")) if named else ()
+
+    def cases(self, setting: Setting) -> list[Case]:
+        """What it says there, the setting's name on each case."""
+        said = self.says(*setting.nets)
+        cases = [said] if isinstance(said, Case) else said
+        return [replace(case, setting=setting.name) for case in cases]
+
+    def judged(self, cases: Sequence[Case]) -> list[Case]:
+        """Those whose cells are all there (a ratio to 0 is not); none if one is not, unless separate."""
+        run = [case for case in cases if case.run]
+        return run if self.separate or len(run) == len(cases) else []
+
+    def settings(self, subjects: Sequence[Subject]) -> list[Setting]:
+        """The nets, or pairs of nets on the same data, that it is about, in their order."""
+        found = []
+        for nets in permutations(subjects, len(self.of)):
+            alike = len({net.datasets[0] for net in nets}) == 1
+            if alike and all(chosen(net) for chosen, net in zip(self.of.values(), nets, strict=True)):
+                found.append(Setting(*(replace(n, role=r) for r, n in zip(self.of, nets, strict=True))))
+        return found
+
+
+class Setting:
+    """The nets that a claim is judged on at once, one or a pair."""
+
+    def __init__(self, *nets: Subject) -> None:
+        self.nets = nets
+        self.name = " and ".join([*(net.architectures[0] for net in nets[:-1]), nets[-1].name])
+        self.kind = max((net.kind for net in nets), key=KINDS.index)  # of the one that is farther off
 
 
 def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
     """The verdict on each claim, a row each.
 
-    Columns: name, section, statement; setting, those it was judged on; of, whether these are the paper's
-    'own' or a 'stand-in' for them (null if not run), which counts only where none of the own was run, and
-    is no verdict on the paper's nets; verdict, 'holds', 'fails' or 'not run' (no setting has all the cells
-    it needs); clear, 'clear', 'within noise' or 'spread unknown' (null if not run); numbers, the figures
-    that decided.
+    Columns: name, section, statement; setting, those it was judged on; of, how near these are to the
+    paper's own: 'own', 'shortened' (its net and data, but shorter training, fewer images or other
+    budgets), 'other net' (on its data) or 'other data' (null if not run), judged on the nearest that were
+    run, as only 'own' is a verdict on the paper's nets; verdict, 'holds', 'fails' or 'not run' (no setting
+    has all the cells it needs); clear, 'clear', 'within noise' or 'spread unknown' (null if not run);
+    numbers, the figures that decided.
 
     Args:
         claims: CLAIMS, REFEREE or others.
@@ -193,96 +199,105 @@ def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
     >>> under = [("AT", "PGD", 0.4), ("Vanilla", "PGD", 0.1)]
     >>> cells = pl.DataFrame([{"architecture": "LeNet", "dataset": "MNIST", "defense": d, "attack": a,
     ...     "metric": "accuracy", "mean": m, "std": None} for d, a, m in under])
-    >>> vanilla, at = Ref("Vanilla", "PGD", "accuracy"), Ref("AT", "PGD", "accuracy")
-    >>> claim = Claim(name="at-helps", section="-", statement="AT helps", cases=((Less(vanilla, at),),))
+    >>> claim = Claim("at-helps", "-", "AT helps", lambda net: net.accuracy("AT") > net.accuracy("Vanilla"))
     >>> judge([claim], cells).select("verdict", "clear").row(0)
     ('holds', 'spread unknown')
     """
-    rows = [_row(claim, cells) for claim in claims]
-    return pl.DataFrame(rows, schema=dict.fromkeys(COLUMNS, pl.String), orient="row")
+    rows, of_tables = [], dict[tuple[str, ...], list[Subject]]()
+    for claim in claims:
+        if claim.tables not in of_tables:
+            of_tables[claim.tables] = subjects(cells, claim.tables)
+        rows.append(_row(claim, of_tables[claim.tables]))
+    return pl.DataFrame(rows, schema=dict.fromkeys(VERDICT, pl.String), orient="row")
 
 
-def findings(claim: Claim, cells: pl.DataFrame) -> list[Finding]:
-    """Every case of the claim in every setting that has its cells, in the order of the frame."""
-    return [
-        found for setting in settings(cells, claim.tables, claim.scope) for found in _in(claim, setting)
-    ]
+def subjects(cells: pl.DataFrame, tables: Sequence[str] = ()) -> list[Subject]:
+    """Every net that the cells have, in their order; one that stands for several is one.
+
+    Args:
+        cells: as `judge` takes them.
+        tables: rows of these tables only, where there is a column `table`; () for all rows.
+
+    Raises:
+        InputError: a column missing, or two different numbers for one cell.
+    """
+    if missing := [name for name in CELL if name not in cells.columns]:
+        raise InputError(f"cells must have the columns {', '.join(CELL)}; {', '.join(missing)} missing")
+    if tables and "table" in cells.columns:
+        cells = cells.filter(pl.col("table").cast(pl.String).is_in(tables))
+    nets: dict[tuple[str, str], Subject] = {}
+    for row in cells.iter_rows(named=True):
+        mean, std = row["mean"], row["std"]
+        if mean is None or math.isnan(mean):
+            continue
+        known = std is not None and not math.isnan(std) and row.get("n") != 1
+        found = (float(mean), float(std) if known else None)
+        a, d = row["architecture"], row["dataset"]
+        net = nets.setdefault((a, d), Subject([a], [d]))
+        for names, of in ((net.architectures, "of_architecture"), (net.datasets, "of_dataset")):
+            if (other := row.get(of)) and other not in names:
+                names.append(other)
+        net.kind = max(net.kind, _kind(row), key=KINDS.index)
+        at = (row["defense"], row["attack"], row["metric"])
+        before = net.numbers.setdefault(at, found)
+        if before != found:
+            raise InputError(
+                f"two numbers for one cell ({', '.join((a, d, *at))}): {before[0]:g} and "
+                f"{found[0]:g}; filter the cells to one reading, budget or table"
+            )
+    return list(nets.values())
 
 
-COLUMNS = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")
+def _kind(row: Mapping[str, str | bool | None]) -> str:
+    """How near a cell's net is to what it stands for."""
+    if row.get("own") is not False:
+        return "own"
+    if row.get("of_dataset") not in (None, row["dataset"]):
+        return "other data"
+    return "shortened" if row.get("of_architecture") in (None, row["architecture"]) else "other net"
 
 
-def _row(claim: Claim, cells: pl.DataFrame) -> tuple[str | None, ...]:
-    there = settings(cells, claim.tables, claim.scope)
-    by_setting = {setting.name: _in(claim, setting) for setting in there}
-    run = [setting for setting in there if by_setting[setting.name]]
+def _row(claim: Claim, nets: Sequence[Subject]) -> tuple[str | None, ...]:
+    there = {setting: claim.cases(setting) for setting in claim.settings(nets)}
+    run = {setting: some for setting, cases in there.items() if (some := claim.judged(cases))}
     head = (claim.name, claim.section, claim.statement)
     if not run:
-        return *head, "", None, "not run", None, _missing(claim, there)
-    stand_in = all(setting.stand_in for setting in run)
-    there, run = ([s for s in some if s.stand_in is stand_in] for some in (there, run))
-    found = [finding for setting in run for finding in by_setting[setting.name]]
+        return *head, "", None, "not run", None, _missing(there)
+    kind = min((setting.kind for setting in run), key=KINDS.index)
+    found = [case for setting, cases in run.items() if setting.kind == kind for case in cases]
+    names = [setting.name for setting in run if setting.kind == kind]
+    asked = [cases for setting, cases in there.items() if setting.kind == kind]
     ruling = claim.rule(found)
-    share = "" if len(run) == len(there) else f" ({len(run)} of {len(there)} settings run)"
-    if lacking := len(run) * len(claim.cases) - len(found):
+    share = "" if len(names) == len(asked) else f" ({len(names)} of {len(asked)} settings run)"
+    if lacking := sum(len(there[setting]) for setting in run if setting.kind == kind) - len(found):
         share += f" ({lacking} more not run)"
-    verdict = "holds" if ruling.holds else "fails"
-    return (
-        *head,
-        "; ".join(setting.name for setting in run),
-        "stand-in" if stand_in else "own",
-        verdict,
-        ruling.clear,
-        f"{ruling.text}{share}{_deciding(found, ruling)}",
-    )
+    numbers = f"{ruling.text}{share}{_deciding(found, ruling)}"
+    return *head, "; ".join(names), kind, "holds" if ruling.holds else "fails", ruling.clear, numbers
 
 
-def _in(claim: Claim, setting: Setting) -> list[Finding]:
-    """The cases whose cells are all there (a ratio to 0 is not); none if one is not, unless separate."""
-    found = []
-    for case in claim.cases:
-        try:
-            margins = tuple(_margin(less, setting.numbers) for less in case)
-        except KeyError:
-            continue
-        if not any(math.isnan(m.value) for m in margins):
-            found.append(Finding(setting.name, margins))
-    return found if claim.separate or len(found) == len(claim.cases) else []
-
-
-def _margin(less: Less, numbers: Numbers) -> Margin:
-    low, high = value(less.low, numbers), value(less.high, numbers)
-    found = high.mean - low.mean - less.by + (ROUNDING if less.by else 0.0)
-    sign = "<" if low.mean < high.mean else ">" if low.mean > high.mean else "="
-    asked = f" (asked: by {less.by:.4g})" if less.by > 0 else f" (within {-less.by:.4g})" if less.by else ""
-    words = f"{_shown(less.low, low.mean)} {sign} {_shown(less.high, high.mean)}{asked}"
-    return Margin(found, pooled(low.std, high.std), words)
-
-
-def _shown(term: Term, mean: float) -> str:
-    return text(term) if isinstance(term, float | int) else f"{text(term)} {mean:.4g}"
-
-
-def _deciding(found: Sequence[Finding], ruling: Ruling) -> str:
+def _deciding(found: Sequence[Case], ruling: Ruling) -> str:
     """What speaks against the claim (or, of one on few cases, those); else the case nearest to that."""
-    against, word = [f for f in found if not f.holds], "not so"
+    against, word = [case for case in found if not case.holds], "not so"
     if ruling.holds and 2 * len(against) > len(found):
-        against, word = [f for f in found if f.holds], "so"
+        against, word = [case for case in found if case.holds], "so"
     if not against:
-        nearest = min(found, key=lambda f: f.narrowest.value)
+        nearest = min(found, key=lambda case: case.narrowest.value)
         return f"; narrowest: {nearest.setting}: {nearest.narrowest.text}"
-    listed = "; ".join(f"{f.setting}: {f.narrowest.text}" for f in against[:SHOWN])
+    listed = "; ".join(f"{case.setting}: {case.narrowest.text}" for case in against[:SHOWN])
     more = f"; and {len(against) - SHOWN} more" if len(against) > SHOWN else ""
     return f"; {word}: {listed}{more}"
 
 
-def _missing(claim: Claim, there: Sequence[Setting]) -> str:
+def _missing(there: Mapping[Setting, Sequence[Case]]) -> str:
     """Which cells of the setting that has most of them are not there."""
     if not there:
         return "no such setting"
-    lacking = {s.name: [ref for ref in claim.needs if ref not in s.numbers] for s in there}
+    lacking = {
+        setting.name: list(dict.fromkeys(name for case in cases for name in case.lacks))
+        for setting, cases in there.items()
+    }
     name = min(lacking, key=lambda key: len(lacking[key]))
     if not lacking[name]:
         return f"{name}: a ratio to 0"
     more = f" and {len(lacking[name]) - 1} more" if len(lacking[name]) > 1 else ""
-    return f"{name} lacks {text(lacking[name][0])}{more}"
+    return f"{name} lacks {lacking[name][0]}{more}"
