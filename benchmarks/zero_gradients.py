@@ -14,9 +14,10 @@ from poise import data, models
 from poise.metrics.perturbation import structural_similarity
 from poise.objectives import NegativeCrossEntropy
 from poise.paper import jobs
-from poise.paper.readings import attacks_of, unheld
-from poise.paper.run import Place, net_of
-from poise.paper.scale import CPU
+from poise.paper.looks import AUDITED
+from poise.paper.nets import Place
+from poise.paper.readings import OURS, attacks_of, unheld
+from poise.paper.suites import CPU
 
 
 def main():
@@ -32,9 +33,9 @@ def main():
         iter(data.load("mnist", root=args.root).take(torch.arange(args.images)).batched(args.images))
     )
     nets = {
-        f"seed {job.seed}": net_of(job, Place(args.out, args.root))
-        for job in jobs.table2(CPU, "ours")
-        if job.look == "attacked"
+        f"seed {job.net.seed}": job.net.load(Place(args.out, args.root))
+        for job in jobs.table2(CPU, OURS)
+        if job.look == AUDITED
     }
     if args.published is not None:
         nets["published"] = models.load("lenet5-advertorch", weights=args.published)
@@ -42,7 +43,7 @@ def main():
         at = x.clone().requires_grad_()
         gradient = torch.autograd.grad(NegativeCrossEntropy()(net(at), y).sum(), at)[0]
         print(f"{name}: zero gradient at {(gradient == 0).double().mean():.3f} of the pixels")
-        for held, found in (("held", attacks_of(CPU.magnitude, "ours")), ("unheld", unheld(CPU.magnitude))):
+        for held, found in (("held", attacks_of(CPU.magnitude, OURS)), ("unheld", unheld(CPU.magnitude))):
             for attack in ("PGD", "Adaptive", "ConfSmooth"):
                 moved = found[attack](net, x, y if found[attack].uses_labels else None)
                 size, alike = (moved - x).abs().mean(), structural_similarity(moved, x).mean()

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from claim_frames import BY_NAME, altered, frame, needs, verdict
-from poise.paper.cells import published
 from poise.paper.claims import CLAIMS, REFEREE, judge
-from poise.paper.claims_attacks import UNDER
+from poise.paper.jobs import UNDERCONFIDENCE, published
 from poise.paper.judging import Setting, subjects
 from poise.paper.numbers import Subject
 
@@ -211,7 +210,7 @@ def test_names_are_unique_and_everything_is_said():
 
 
 def salient(pgd, dropout, adaptive, confsmooth):
-    attacks = ("PGD", *UNDER, "chance")
+    attacks = ("PGD", *UNDERCONFIDENCE, "chance")
     values = (pgd, dropout, adaptive, confsmooth, 1.0)
     return frame(*((("Vanilla", a, "salience"), v) for a, v in zip(attacks, values, strict=True)))
 

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from claim_frames import BY_NAME, altered, frame, verdict
-from poise.paper.claims_attacks import UNDER
-from poise.paper.claims_defenses import COUNTED, DEFENSES
+from poise.paper.claims_defenses import COUNTED
+from poise.paper.jobs import DEFENDED, UNDERCONFIDENCE
 
 
 def refereed():
@@ -14,7 +14,7 @@ def refereed():
     raw = {"UAT-Smooth": 0.48, "Vanilla": 0.28}
     at_k = {"UAT-Smooth": 0.3, "Vanilla": 0.2}
     cells = []
-    for i, d in enumerate((*DEFENSES, "AT-5", "UAT-Smooth (unprojected)")):
+    for i, d in enumerate((*DEFENDED, "AT-5", "UAT-Smooth (unprojected)")):
         cells += [
             ((d, "before", "k"), k.get(d, 1.2 + i / 100)),
             ((d, "Auto", "raw"), raw.get(d, 0.26 + i / 1000)),
@@ -102,7 +102,7 @@ def test_the_attacks_gap_when_trained_out_of_the_ball(free, held, expected):
 @pytest.mark.parametrize(("auto", "expected"), [(0.19, "holds"), (0.2, "fails"), (0.25, "fails")])
 def test_auto_against_the_papers_attacks(auto, expected):
     """Below the lowest of the three, whichever that is; a tie is not below."""
-    for lowest in UNDER:
-        cells = [(("AT", a, "msp_referee"), 0.2 if a == lowest else 0.3) for a in UNDER]
+    for lowest in UNDERCONFIDENCE:
+        cells = [(("AT", a, "msp_referee"), 0.2 if a == lowest else 0.3) for a in UNDERCONFIDENCE]
         found = frame(*cells, (("AT", "Auto", "msp_referee"), auto))
         assert verdict(BY_NAME["auto-below-the-papers-attacks"], found)[0] == expected

@@ -1,4 +1,4 @@
-"""`poise reproduce`: every recipe at its tiny scale, the pages read back against the runs."""
+"""`poise reproduce`: every experiment at its tiny scale, the pages read back against the runs."""
 
 import re
 from dataclasses import replace
@@ -13,30 +13,40 @@ from poise import metrics
 from poise.checks import InputError
 from poise.cli import main
 from poise.draws import Draw
-from poise.paper import book, cells, jobs, tables
+from poise.paper import book, jobs, suites, tables
 from poise.paper.cost import plan
-from poise.paper.jobs import COUNTS, DEFENDED, REFEREES, Job
-from poise.paper.readings import Free, Scattered, Unclipped, attacks_of, unheld
-from poise.paper.run import Place, images, net_of
-from poise.paper.scale import CPU, FULL, TINY, scale
+from poise.paper.figures import FIGURES
+from poise.paper.jobs import COUNTS, DEFENDED, REFEREES, published
+from poise.paper.looks import AUDITED, REFEREED, Job
+from poise.paper.nets import PaperNet, Place
+from poise.paper.readings import CITED, OURS, PAPER, Free, Scattered, Unclipped, attacks_of, unheld
+from poise.paper.suites import CPU, FULL, TINY
 from poise.report import read
 
 COMMAND = ["reproduce", "all", "--scale", "tiny"]
+EVERY = book.jobs_of("all", TINY, OURS)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Everything at the tiny scale, in two shares, then the pages."""
+    """Everything at the tiny scale, and its pages."""
     out = tmp_path_factory.mktemp("paper")
-    for part in ("1/2", "0/2"):
-        main([*COMMAND, "--out", str(out), "--jobs", part])
+    main([*COMMAND, "--out", str(out)])
     return out
 
 
 @pytest.fixture(scope="module")
-def found(ran):
-    every = book.jobs_of("all", TINY, "ours")
-    return cells.summary(cells.cells(every, Place(ran, Path("data"), TINY.held)))
+def place(ran):
+    return Place(ran, Path("data"), TINY.held)
+
+
+@pytest.fixture(scope="module")
+def found(place):
+    return jobs.cells(EVERY, place)
+
+
+def net(setting, defense="Vanilla"):
+    return PaperNet(setting=setting, defense=defense, seed=0)
 
 
 def test_every_table_and_figure_has_its_page_and_numbers(ran):
@@ -45,18 +55,17 @@ def test_every_table_and_figure_has_its_page_and_numbers(ran):
         assert "`poise reproduce all --scale tiny`. Runs: torch 2." in page.read_text()
         numbers = pl.read_parquet(page.with_suffix(".parquet"))
         assert len(numbers) == len(pl.read_csv(page.with_suffix(".csv"))) > 0
-    for name in book.FIGURE_JOBS:
+    for name in FIGURES:
         page = ran / "results" / f"{name}-tiny.md"
         assert f"({name}-tiny.svg)" in page.read_text()
         assert (ran / "results" / f"{name}-tiny.svg").read_text().startswith("<?xml")
         assert len(pl.read_csv(ran / "results" / f"{name}-tiny.csv")) > 0
 
 
-def test_cells_are_what_the_records_say(ran, found):
+def test_cells_are_what_the_records_say(ran, place, found):
     """The chain from records to a table's cell, against a computation of its own."""
-    place = Place(ran, Path("data"), TINY.held)
-    job = jobs.table2(TINY, "ours")[0]
-    records = {part.name: part.records for part in read(place.look(job)).attacked}
+    job = jobs.table2(TINY, OURS)[0]
+    records = {part.name: part.records for part in read(job.folder(place)).attacked}
     one = found.filter(dataset="digits", reading="ours")
 
     def cell(attack, metric):
@@ -80,14 +89,13 @@ def test_cells_are_what_the_records_say(ran, found):
     assert [entry.strip() for entry in line.split("|")][4:6] == ["1 × 40", shown]
 
 
-def test_attacks_are_judged_by_the_net_that_was_trained(ran):
+def test_attacks_are_judged_by_the_net_that_was_trained(place):
     """The records' clean probabilities are those of the job's own net on the job's own images."""
-    place = Place(ran, Path("data"), TINY.held)
-    job = next(j for j in jobs.table3(TINY, "ours") if j.defense == "TRADES")
-    records = read(place.look(job)).attacked[0].records
-    x, y = next(iter(images(job.setting, "test", place)))
+    job = next(j for j in jobs.table3(TINY, OURS) if j.net.defense == "TRADES")
+    records = read(job.folder(place)).attacked[0].records
+    x, y = next(iter(job.net.images("test", place)))
     with torch.no_grad():
-        torch.testing.assert_close(net_of(job, place)(x).softmax(dim=1), records.clean)
+        torch.testing.assert_close(job.net.load(place)(x).softmax(dim=1), records.clean)
     assert y.tolist() == records.y.tolist()
 
 
@@ -103,27 +111,26 @@ def test_what_was_not_run_is_not_filled_in(ran, found):
     )
 
 
-def test_the_same_command_again_runs_nothing(ran, capsys):
+def test_the_same_command_again_runs_nothing(ran, place, capsys):
     files = {f: f.stat().st_mtime_ns for f in (ran / "looked").rglob("*.parquet")}
     files |= {f: f.stat().st_mtime_ns for f in (ran / "trained").rglob("model.safetensors")}
-    main([*COMMAND, "--out", str(ran)])
+    assert jobs.run(EVERY, place) == []
     assert files == {f: f.stat().st_mtime_ns for f in files} and len(files) > 60
     main([*COMMAND, "--out", str(ran), "--dry-run"])
     text = capsys.readouterr().out
-    assert "31 jobs, about 0.0 s" in text and "to train" not in text
+    assert "32 jobs, about 0.0 s" in text and "to train" not in text
 
 
-def test_an_interrupted_attack_is_done_again(ran):
-    place = Place(ran, Path("data"), TINY.held)
-    job = jobs.table1(TINY, "ours")[0]
-    lost = place.look(job) / "Adaptive" / "records.parquet"
-    kept = (place.look(job) / "PGD" / "records.parquet").stat().st_mtime_ns
+def test_an_interrupted_attack_is_done_again(place):
+    job = jobs.table1(TINY, OURS)[0]
+    lost = job.folder(place) / "Adaptive" / "records.parquet"
+    kept = (job.folder(place) / "PGD" / "records.parquet").stat().st_mtime_ns
     before = pl.read_parquet(lost)
     lost.unlink()
-    assert [c.state for c in plan([job], place)] == ["to look at"]
-    main(["reproduce", "table1", "--scale", "tiny", "--out", str(ran)])
+    assert [c.state for c in plan([job], place)] == ["to look at"] and not list(job.cells(place))
+    jobs.run([job], place)
     assert pl.read_parquet(lost).equals(before)
-    assert (place.look(job) / "PGD" / "records.parquet").stat().st_mtime_ns == kept
+    assert (job.folder(place) / "PGD" / "records.parquet").stat().st_mtime_ns == kept
 
 
 def test_a_plan_counts_every_forward(tmp_path):
@@ -131,44 +138,71 @@ def test_a_plan_counts_every_forward(tmp_path):
 
     A step of AT is 10 gradients, the last point's forward, which tells of NaN, and the loss.
     """
-    setting = TINY.defended[0]
     place = Place(tmp_path, Path("data"))
-    vanilla, at = (Job(setting=setting, defense=name, seed=0) for name in ("Vanilla", "AT"))
+    vanilla, at = (Job(net(TINY.defended[0], name), AUDITED) for name in ("Vanilla", "AT"))
     looked = 40 * 4 * (3 + 1 + 2)
     assert [c.forwards for c in plan([vanilla, at], place)] == [
         150 * 2 + looked,
         150 * 2 * (11 + 1) + looked,
     ]
-    twice = plan([at, replace(at, look="referee")], place)
+    twice = plan([at, Job(at.net, REFEREED)], place)
     assert twice[1].state == "to look at" and twice[1].forwards == 40 * (7 * (3 + 3) + 3 * 5)
-    missing = plan([Job(setting=CPU.transfer[0], defense="Vanilla", seed=0)], Place(tmp_path, tmp_path))
+    missing = plan([Job(net(CPU.transfer[0]), AUDITED)], Place(tmp_path, tmp_path))
     assert "busi is not there" in missing[0].state and missing[0].forwards is None
 
 
 def test_shares_part_the_nets():
-    every = book.jobs_of("all", CPU, "ours")
+    every = book.jobs_of("all", CPU, OURS)
     parts = [jobs.share(every, part, 3) for part in range(3)]
-    assert sorted(j.looked for part in parts for j in part) == sorted(j.looked for j in every)
-    nets = [{j.trained for j in part} for part in parts]
+    assert sorted(j.name for part in parts for j in part) == sorted(j.name for j in every)
+    nets = [{j.net.name for j in part} for part in parts]
     assert not (nets[0] & nets[1] or nets[0] & nets[2] or nets[1] & nets[2])
 
 
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [  # as runs made before are named: another name would train and attack everything again
+        (jobs.table2(TINY, OURS)[0], "lenet-digits-vanilla-0-attacked-614bdf9b"),
+        (jobs.table2(TINY, OURS)[1], "lenet-digits-vanilla-0-unheld-67c022f1"),
+        (jobs.table1(TINY, OURS)[0], "lenet-digits-transfer-vanilla-0-attacked-70cb1af8"),
+        (jobs.table3(TINY, OURS)[4], "lenet-digits-s-0-1-caat-0-attacked-6b16bc08"),
+        (jobs.table_s3(TINY, OURS)[0], "lenet-digits-s-0-1-uat-smooth-1-0-attacked-8db6fb54"),
+        (
+            Job(jobs.table3(TINY, OURS)[8].net, REFEREED),
+            "lenet-digits-s-0-1-uat-smooth-unprojected-0-referee-56132355",
+        ),
+        (jobs.table3(CPU, OURS)[6], "lenet-mnist-s-0-1-uat-smooth-0-attacked-b7991ce3"),
+        (jobs.table3(suites.GPU, PAPER)[4], "resnet-18-cifar-10-caat-0-attacked-76906746"),
+        (jobs.table2(FULL, CITED)[0], "lenet-mnist-vanilla-0-attacked-174ce3af"),
+        (jobs.table1(FULL, OURS)[12], "efficientnet-b0-imagenet-vanilla-0-attacked-51342c1b"),
+        (
+            jobs.table1(CPU, OURS)[0],
+            "efficientnet-b0-breast-cancer-ultrasound-vanilla-0-attacked-63e814b9",
+        ),
+    ],
+)
+def test_folders_keep_their_names(job, name):
+    assert job.name == name
+
+
 def test_the_full_scale_is_the_papers():
-    """Its tables have as many cells as the recipes make, and its settings those of section 4."""
+    """Its tables have as many cells as the jobs make, and its settings those of section 4."""
     per = {"table1": 4, "tableS1": 5, "table3": 4, "table4": 2, "tableS2": 5}
     for name, columns in per.items():
-        nets = {(j.setting, j.defense) for j in tables.LAYOUTS[name].recipe(FULL, "ours")}
+        nets = {(j.net.setting, j.net.defense) for j in tables.LAYOUTS[name].jobs(FULL, OURS)}
         named = [n for n in nets if n[1] not in REFEREES]
-        assert len(named) * columns == cells.published().filter(table=tables.LAYOUTS[name].table).height
+        assert len(named) * columns == published().filter(table=tables.LAYOUTS[name].table).height
     assert {s.published for s in FULL.settings()} == set(
-        cells.published().select("architecture", "dataset").unique().rows()
+        published().select("architecture", "dataset").unique().rows()
     )
     assert all(s.faithful for s in FULL.settings())
-    assert FULL.defended[0].epochs == 200 and FULL.magnitude.epochs == 5 and FULL.transfer[0].epochs == 10
-    uat = Job(setting=FULL.defended[0], defense="UAT-Smooth", seed=0)
-    assert uat.train.lr == 0.1 and uat.train.batch_size == 128 and uat.train.weight_decay == 5e-4
+    epochs = [s.job.epochs for s in (FULL.defended[0], FULL.magnitude, FULL.transfer[0])]
+    assert epochs == [200, 5, 10]
+    uat = net(FULL.defended[0], "UAT-Smooth")
+    assert uat.job.lr == 0.1 and uat.job.batch_size == 128 and uat.job.weight_decay == 5e-4
     assert uat.value.attack.steps == 5 and uat.value.attack.ball.eps == 8 / 255
-    assert uat.attacks["ConfSmooth"].ball.eps == 0.03 and uat.attacks["ConfSmooth"].steps == 20
+    attacked = Job(uat, AUDITED).attacks["ConfSmooth"]
+    assert attacked.ball.eps == 0.03 and attacked.steps == 20
     assert [len(set(d)) for d in (DEFENDED, COUNTS)] == [7, 5]
 
 
@@ -182,7 +216,7 @@ def test_only_the_papers_own_setting_counts_as_run():
 def test_stand_ins_go_by_their_own_name_beside_the_papers():
     told = CPU.told(model={"EfficientNet-B0": "timm/lite"}, data={"MSTAR": "npz:radar/chips.npz"}, seeds=1)
     mstar = next(s for s in told.transfer if s.published == ("EfficientNet-B0", "MSTAR"))
-    assert (mstar.architecture, mstar.dataset, mstar.model, mstar.data) == (
+    assert (mstar.architecture, mstar.dataset, mstar.job.model, mstar.job.data) == (
         "lite",
         "chips",
         "timm/lite",
@@ -190,13 +224,11 @@ def test_stand_ins_go_by_their_own_name_beside_the_papers():
     )
     assert not mstar.faithful and told.seeds == 1
     fresh = FULL.told(weights={"ResNet-50": "a.pt"})
-    assert {s.weights for s in fresh.transfer if s.architecture == "ResNet-50"} == {"a.pt"}
-    assert fresh.defended[1].architecture == "ResNet-50" and fresh.defended[1].weights is None
-    one, other = (
-        Job(setting=replace(CPU.transfer[-1], weights=file), defense="Vanilla", seed=0)
-        for file in ("a.pt", "b.pt")
-    )
-    assert one.train is None and one.looked != other.looked
+    assert {s.job.weights for s in fresh.transfer if s.architecture == "ResNet-50"} == {"a.pt"}
+    assert fresh.defended[1].architecture == "ResNet-50" and fresh.defended[1].job.weights is None
+    as_is = CPU.transfer[-1]
+    one, other = (net(replace(as_is, job=replace(as_is.job, weights=file))) for file in ("a.pt", "b.pt"))
+    assert one.job is None and one.name != other.name
 
 
 @pytest.mark.parametrize(
@@ -211,8 +243,8 @@ def test_stand_ins_go_by_their_own_name_beside_the_papers():
 )
 def test_models_and_data_are_known_by_what_is_under_their_paths(name, file, tmp_path):
     def key(folder):
-        setting = replace(TINY.magnitude, model=name.format(folder), data=name.format(folder))
-        return Job(setting=setting, defense="Vanilla", seed=0).trained
+        job = replace(TINY.magnitude.job, model=name.format(folder), data=name.format(folder))
+        return net(replace(TINY.magnitude, job=job)).name
 
     def put(folder, content):
         (tmp_path / folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -227,23 +259,20 @@ def test_models_and_data_are_known_by_what_is_under_their_paths(name, file, tmp_
 
 
 def test_nets_are_known_by_what_is_in_their_files(tmp_path):
-    def job(name, data="npz:a.npz"):
-        return Job(
-            setting=replace(CPU.transfer[0], weights=str(tmp_path / name), data=data),
-            defense="Vanilla",
-            seed=0,
-        )
+    def name(file, data="npz:a.npz"):
+        job = replace(CPU.transfer[0].job, weights=str(tmp_path / file), data=data)
+        return net(replace(CPU.transfer[0], job=job)).name
 
     (tmp_path / "a.pt").write_bytes(b"one")
     (tmp_path / "b.pt").write_bytes(b"one")
-    assert job("a.pt").trained == job("b.pt").trained
-    before = job("a.pt").trained
+    assert name("a.pt") == name("b.pt")
+    before = name("a.pt")
     (tmp_path / "a.pt").write_bytes(b"two!")
-    assert job("a.pt").trained != before
+    assert name("a.pt") != before
     (tmp_path / "x.npz").write_bytes(b"images")
-    before = job("b.pt", f"npz:{tmp_path / 'x.npz'}").looked
+    before = name("b.pt", f"npz:{tmp_path / 'x.npz'}")
     (tmp_path / "x.npz").write_bytes(b"other images")
-    assert job("b.pt", f"npz:{tmp_path / 'x.npz'}").looked != before
+    assert name("b.pt", f"npz:{tmp_path / 'x.npz'}") != before
 
 
 @pytest.mark.parametrize(
@@ -280,9 +309,8 @@ def test_transfer_images_are_224_pixels_wide(shared_data, tmp_path):
     parts |= {f"{split}_labels": np.arange(200) % 100 for split in ("train", "test")}  # no class empty
     np.savez(tmp_path / "cifar100.npz", **parts)
     setting = next(s for s in FULL.transfer if s.dataset == "CIFAR-100")
-    found = images(
-        replace(setting, data=f"npz:{tmp_path / 'cifar100.npz'}"), "test", Place(tmp_path, tmp_path)
-    )
+    job = replace(setting.job, data=f"npz:{tmp_path / 'cifar100.npz'}")
+    found = net(replace(setting, job=job)).images("test", Place(tmp_path, tmp_path))
     assert found.shape == (3, 224, 224) and len(found) == 200
 
 
@@ -290,7 +318,7 @@ def test_transfer_images_are_224_pixels_wide(shared_data, tmp_path):
 def test_a_score_of_the_papers_own_numbers_is_full_marks(name):
     """The paper's own table as ours: none apart; one cell moved by three deviations is."""
     layout = tables.LAYOUTS[name]
-    theirs = cells.published().filter(table=layout.table).drop("table")
+    theirs = published().filter(table=layout.table).drop("table")
     extra = {"reading": pl.lit("ours"), "n": pl.lit(3), "spread": pl.lit(None), "images": pl.lit(10_000)}
     frame = tables.beside(layout, FULL, theirs.with_columns(**extra))
     row = tables.score({name: frame}).row(0, named=True)
@@ -307,7 +335,7 @@ def test_a_score_of_the_papers_own_numbers_is_full_marks(name):
 
 
 def test_table_2_is_not_judged_by_its_spread_over_images():
-    theirs = cells.published().filter(table="2").drop("table")
+    theirs = published().filter(table="2").drop("table")
     extra = {"reading": pl.lit("unheld"), "n": pl.lit(3), "spread": pl.col("std"), "images": pl.lit(10_000)}
     frame = tables.beside(tables.LAYOUTS["table2"], FULL, theirs.with_columns(**extra))
     row = tables.score({"table2": frame}).row(0, named=True)
@@ -316,14 +344,10 @@ def test_table_2_is_not_judged_by_its_spread_over_images():
 
 def test_readings_of_the_attacks():
     setting = FULL.magnitude
-    assert [attacks_of(setting, r)["ConfSmooth"].keep for r in ("ours", "paper", "cited")] == [
-        "best",
-        "last",
-        "last",
-    ]
-    shares = [attacks_of(setting, r)["Dropout"].ball.keep_fraction for r in ("ours", "paper", "cited")]
-    assert shares == [0.05, 0.05, 0.05]
-    assert attacks_of(setting, "cited")["Dropout"].uses_labels
+    read = [attacks_of(setting, reading) for reading in (OURS, PAPER, CITED)]
+    assert [found["ConfSmooth"].keep for found in read] == ["best", "last", "last"]
+    assert [found["Dropout"].ball.keep_fraction for found in read] == [0.05, 0.05, 0.05]
+    assert read[2]["Dropout"].uses_labels
     free = unheld(setting)
     assert [type(free[a].ball) for a in free] == [Unclipped, Scattered, Free, Free]
     assert all(free[a].keep == "last" for a in free)
@@ -342,7 +366,7 @@ def test_what_is_not_held_leaves_the_box_and_the_ball():
     torch.testing.assert_close(pgd, x - 0.03)  # held to S, below 0
     free = unheld(setting)["ConfSmooth"](net, x)
     torch.testing.assert_close(free, x - 5 / 255 * (1 + 1.1 + 1.21))  # eq. 5: each step 1.1 times the last
-    held = attacks_of(setting, "paper")["ConfSmooth"](net, x)
+    held = attacks_of(setting, PAPER)["ConfSmooth"](net, x)
     torch.testing.assert_close(held, torch.zeros_like(x))
 
 
@@ -373,15 +397,16 @@ def test_refusals(flags, message, tmp_path, capsys):
 
 
 def test_what_is_missing_does_not_keep_the_rest_from_its_pages(ran, capsys, monkeypatch):
-    """A set that is not there: the other tables are written, and the reason is said."""
-    from poise.paper import scale as scales
-
-    lost = replace(TINY.transfer[0], dataset="lost", data="busi")
-    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, transfer=(lost,)))
-    main([*COMMAND, "--out", str(ran), "--root", "nowhere", "--results", str(ran / "others")])
+    """A set that is not there: the other tables are judged, and the reason is said."""
+    lost = replace(TINY.transfer[0], dataset="lost", job=replace(TINY.transfer[0].job, data="busi"))
+    monkeypatch.setitem(suites.SUITES, "tiny", replace(TINY, transfer=(lost,)))
+    words = ["--scale", "tiny", "--out", str(ran), "--root", "nowhere", "--results", str(ran / "others")]
+    main(["reproduce", "claims", *words])
     assert "not run: busi is not there" in capsys.readouterr().out
-    assert "| not run |" in (ran / "others" / "table1-tiny.md").read_text()
-    assert "| ours* |" in (ran / "others" / "table4-tiny.md").read_text()
+    board = pl.read_parquet(ran / "others" / "scoreboard-tiny.parquet")
+    ours = dict(board.select("table", "stand-in").rows())
+    assert (ours["table1"], ours["table4"]) == (0, 14)
+    assert sorted(f.name for f in (ran / "others").glob("*.md")) == ["claims-tiny.md", "scoreboard-tiny.md"]
 
 
 def test_readings_keep_their_pages_apart(ran):
@@ -394,8 +419,8 @@ def test_readings_keep_their_pages_apart(ran):
 
 def test_a_figure_without_its_nets_says_so(tmp_path):
     pages = book.Book(
-        scale=scale("tiny"),
-        reading="ours",
+        suite=TINY,
+        reading=OURS,
         place=Place(tmp_path, Path("data")),
         folder=tmp_path / "pages",
         command="poise reproduce figure2",

@@ -15,8 +15,8 @@ from poise.naming import known_name
 from poise.progress import bars
 
 if TYPE_CHECKING:
-    from poise.paper.jobs import Job
-    from poise.paper.run import Place
+    from poise.paper.looks import Job
+    from poise.paper.nets import Place
 
 
 def reproduce(
@@ -52,26 +52,25 @@ def reproduce(
             are written of what is there.
         dry_run: Print what would be run and about how long it takes.
     """
-    from poise.paper import book
-    from poise.paper import scale as scales
-    from poise.paper.jobs import distinct, share
-    from poise.paper.run import Place, run
+    from poise.paper import book, suites
+    from poise.paper.jobs import distinct, run, share
+    from poise.paper.nets import Place
+    from poise.paper.readings import READING_OF
 
     check_asked(out, seeds=seeds)
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
-    plain = scales.scale(scale)
+    plain, read = suites.suite(scale), READING_OF[reading]
     chosen = plain.told(
         seeds=seeds,
         model=_pairs("model", model),
         weights=_pairs("weights", weights),
         data=_pairs("data", data),
-        used=[job.setting for job in book.jobs_of(name, plain, reading)],
+        used=[job.net.setting for job in book.jobs_of(name, plain, read)],
     )
     place = Place(out, root, chosen.held)
-    part, parts = _share(jobs)
-    todo = share(distinct(book.jobs_of(name, chosen, reading)), part, parts)
+    todo = share(distinct(book.jobs_of(name, chosen, read)), *_share(jobs))
     if dry_run:
         _show_plan(todo, place)
         return
@@ -80,8 +79,8 @@ def reproduce(
     if failed and name not in ("claims", "all"):
         raise InputError("; ".join(failed))
     pages = book.Book(
-        scale=chosen,
-        reading=reading,
+        suite=chosen,
+        reading=read,
         place=place,
         folder=results or out / "results",
         command=_command(name, scale, reading, seeds, model=model, weights=weights, data=data),

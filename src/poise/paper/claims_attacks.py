@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from poise.paper.jobs import UNDERCONFIDENCE
 from poise.paper.judging import MOST, Claim, Count, among
 from poise.paper.numbers import Case, Number, Subject, highest, lowest
 
-UNDER = ("Dropout", "Adaptive", "ConfSmooth")  # the underconfidence attacks
 BINARY = ("Breast Cancer Ultrasound", "BreastMNIST", "PneumoniaMNIST")  # data sets of two classes
 
-FOUR = ("PGD", *UNDER)
+FOUR = ("PGD", *UNDERCONFIDENCE)
 
 ON_BINARY, ON_MORE = {"": among(datasets=BINARY)}, {"": among(but=BINARY)}
 VIT_AND_CNN = {"ViT": among(["ViT-B16"]), "CNN": lambda net: not among(["ViT-B16"])(net)}
 
 
-def led_by(first: str, net: Subject, metric: str = "msp", attacks: Sequence[str] = UNDER) -> list[Number]:
+def led_by(
+    first: str, net: Subject, metric: str = "msp", attacks: Sequence[str] = UNDERCONFIDENCE
+) -> list[Number]:
     """What one attack leaves of a net, then what the others do."""
     return [net(attack, metric) for attack in (first, *(other for other in attacks if other != first))]
 
@@ -29,7 +31,7 @@ def confsmooth_lowest(net: Subject) -> Case:
 
 def vit_above(vit: Subject, cnn: Subject) -> Case:
     """The ViT keeps more under the strongest of the three."""
-    return cnn.least(UNDER) < vit.least(UNDER)
+    return cnn.least(UNDERCONFIDENCE) < vit.least(UNDERCONFIDENCE)
 
 
 TABLE_1 = (
@@ -94,7 +96,7 @@ TABLE_1 = (
         "binary-near-half",
         "5.1, Table 1",
         "with two classes, every underconfidence attack ends within 0.05 of 0.5",
-        lambda net: [abs(net(attack) - 0.5) < 0.05 for attack in UNDER],
+        lambda net: [abs(net(attack) - 0.5) < 0.05 for attack in UNDERCONFIDENCE],
         of=ON_BINARY,
     ),
     Claim(
@@ -194,7 +196,7 @@ TABLE_2 = (
         "underconfidence-avoids-salient-pixels",
         "5.2, Figure 1",
         "each underconfidence attack falls on pixels that matter less than PGD's do",
-        lambda net: [net(attack, "salience") < net("PGD", "salience") for attack in UNDER],
+        lambda net: [net(attack, "salience") < net("PGD", "salience") for attack in UNDERCONFIDENCE],
     ),
     Claim(
         "confsmooth-avoids-salient-pixels-most",
@@ -231,7 +233,7 @@ def consistent(*defenses: str, tables: str) -> tuple[Claim, ...]:
             lambda net: [
                 net.ece(d, a).exactly().exceeds(gap(net, d, a), by=-0.015)
                 for d in defenses
-                for a in ("before", *UNDER)
+                for a in ("before", *UNDERCONFIDENCE)
             ],
             separate=True,
         ),

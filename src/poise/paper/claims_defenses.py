@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from poise.paper.claims_attacks import UNDER, consistent
+from poise.paper.claims_attacks import consistent
+from poise.paper.jobs import COUNTS, DEFENDED, UNDERCONFIDENCE
 from poise.paper.judging import MOST, Claim, among, on_average
 from poise.paper.numbers import Case, Number, Subject, every, highest, lowest
 
 MISCLASSIFICATION = ("AT", "TRADES", "RobustAugMix")  # trained against wrong answers
 UAT = ("UAT-Gap", "UAT-Smooth")
 TRAINED = (*MISCLASSIFICATION, "CAAT", *UAT)
-DEFENSES = ("Vanilla", *TRAINED)
-COUNTED = tuple(f"UAT-Smooth-{steps}" for steps in (1, 3, 5, 7, 10))  # Table S3
+COUNTED = tuple(f"UAT-Smooth-{steps}" for steps in COUNTS)  # Table S3
 RIGHT, WRONG = "msp_right", "msp_wrong"
 
 SMALL, LARGER = among(["ResNet-18"]), among(["ResNet-50", "WideResNet-50"])
 
 
-def others(*names: str, of: tuple[str, ...] = DEFENSES) -> list[str]:
+def others(*names: str, of: tuple[str, ...] = DEFENDED) -> list[str]:
     """All but these."""
     return [name for name in of if name not in names]
 
@@ -45,14 +45,14 @@ TABLE_3 = (
         "UAT-Smooth keeps the highest confidence under each underconfidence attack",
         lambda net: [
             highest(net.msp("UAT-Smooth", attack), *(net.msp(d, attack) for d in others("UAT-Smooth")))
-            for attack in UNDER
+            for attack in UNDERCONFIDENCE
         ],
     ),
     Claim(
         "confsmooth-strongest",
         "5.3, Table 3",
         "ConfSmooth leaves the least confidence of the three attacks, whatever the defense",
-        lambda net: [lowest(net.msp(d), net.msp(d, "Dropout"), net.msp(d, "Adaptive")) for d in DEFENSES],
+        lambda net: [lowest(net.msp(d), net.msp(d, "Dropout"), net.msp(d, "Adaptive")) for d in DEFENDED],
     ),
     Claim(
         "confsmooth-ten-points-beyond-adaptive",
@@ -69,7 +69,7 @@ TABLE_3 = (
         "dropout-weakest",
         "5.3, Table 3",
         "Dropout leaves the most confidence of the three attacks, whatever the defense",
-        lambda net: [highest(net.msp(d, "Dropout"), net.msp(d), net.msp(d, "Adaptive")) for d in DEFENSES],
+        lambda net: [highest(net.msp(d, "Dropout"), net.msp(d), net.msp(d, "Adaptive")) for d in DEFENDED],
     ),
     Claim(
         "dropout-fails-on-trained",
@@ -177,7 +177,7 @@ TABLE_S2 = (
         "UAT-Gap or UAT-Smooth has the lowest ECE under each underconfidence attack",
         lambda net: [
             lowest(net.least([attack], "ece", UAT), *(net.ece(d, attack) for d in others(*UAT)))
-            for attack in UNDER
+            for attack in UNDERCONFIDENCE
         ],
     ),
     Claim(
@@ -192,7 +192,7 @@ TABLE_S2 = (
         "TRADES has the lowest ECE under PGD",
         lambda net: ece_lowest(net, "TRADES", "PGD"),
     ),
-    *consistent(*DEFENSES, tables="3, 4, S2"),
+    *consistent(*DEFENDED, tables="3, 4, S2"),
 )
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from poise.auditing.comparison import SLACK
-from poise.paper.claims_attacks import UNDER
-from poise.paper.claims_defenses import COUNTED, DEFENSES, MISCLASSIFICATION, extra, others
+from poise.paper.claims_defenses import COUNTED, MISCLASSIFICATION, extra, others
+from poise.paper.jobs import DEFENDED, UNDERCONFIDENCE
 from poise.paper.judging import Claim
 from poise.paper.numbers import Case, Number, Subject, highest, lowest
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
-REFEREED = (*DEFENSES, CHEAP, FREE)
+REFEREED = (*DEFENDED, CHEAP, FREE)
 SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
 WAYS = {
     "raw": "under auto",
@@ -161,7 +161,7 @@ SCALE = (
         "auto-below-the-papers-attacks",
         "not in the paper",
         "auto leaves less confidence than each of the paper's attacks, whatever the defense",
-        lambda net: [net(AUTO, SAME, d) < net.least(UNDER, SAME, [d]) for d in REFEREED],
+        lambda net: [net(AUTO, SAME, d) < net.least(UNDERCONFIDENCE, SAME, [d]) for d in REFEREED],
         separate=True,
     ),
 )

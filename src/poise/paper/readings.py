@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
@@ -12,34 +12,62 @@ from poise import attacks
 from poise.attacks import Attack, Descent
 from poise.draws import Draw
 from poise.fast import accelerated
-from poise.paper.scale import Setting
+from poise.paper.suites import Setting
 from poise.shapes import Images
 from poise.threat import Ball, Linf, Masked, Within
 
-Reading: TypeAlias = Literal["ours", "paper", "cited"]
-READINGS: Mapping[str, str] = {
-    "ours": "every attack held to S and to [0, 1]; of step-back attacks the best iterate; Dropout of "
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read the paper.
+
+    Args:
+        name: as pages and cells have it.
+        text: what is read how.
+        dropout, caat: the attack and the defense that are so.
+        keep: the iterate that step-back attacks return; their own default for None.
+    """
+
+    name: str
+    text: str
+    dropout: str
+    caat: str
+    keep: Literal["last"] | None = None
+
+
+OURS = Reading(
+    "ours",
+    "every attack held to S and to [0, 1]; of step-back attacks the best iterate; Dropout of "
     "95 % of each step's change, the label kept",
-    "paper": "what the published numbers point to: the last iterate; Dropout's survivors rescaled by 1/p, "
+    dropout="dropout",
+    caat="caat",
+)
+PAPER = Reading(
+    "paper",
+    "what the published numbers point to: the last iterate; Dropout's survivors rescaled by 1/p, "
     "which leaves S; in Table 2 step-back attacks held to nothing, and no [0, 1]",
-    "cited": "as `paper`, but Dropout as the cited work's code: up the true label's cross-entropy",
-}
+    dropout="dropout_rescaled",
+    caat="caat-rescaled",
+    keep="last",
+)
+CITED = Reading(
+    "cited",
+    "as `paper`, but Dropout as the cited work's code: up the true label's cross-entropy",
+    dropout="dropout_cited",
+    caat="caat-cited",
+    keep="last",
+)
+READING_OF: Mapping[str, Reading] = {reading.name: reading for reading in (OURS, PAPER, CITED)}
 
 
 def attacks_of(setting: Setting, reading: Reading) -> dict[str, Attack]:
     """The paper's four attacks by their names in its tables (section 4.2), in that reading."""
-    dropout = {"ours": "dropout", "paper": "dropout_rescaled", "cited": "dropout_cited"}[reading]
-    names = {"PGD": "pgd", "Dropout": dropout, "Adaptive": "adaptive", "ConfSmooth": "confsmooth"}
-    keep = None if reading == "ours" else "last"
+    sizes = {"eps": setting.eps, "step": setting.step, "steps": setting.steps}
     found = {
-        paper: attacks.build(
-            name,
-            eps=setting.eps,
-            step=setting.step,
-            steps=setting.steps,
-            keep=keep if paper in ("Adaptive", "ConfSmooth") else None,  # the others end at their last
-        )
-        for paper, name in names.items()
+        "PGD": attacks.build("pgd", **sizes),
+        "Dropout": attacks.build(reading.dropout, **sizes),
+        "Adaptive": attacks.build("adaptive", **sizes, keep=reading.keep),
+        "ConfSmooth": attacks.build("confsmooth", **sizes, keep=reading.keep),
     }
     return {name: accelerated(attack) if setting.fast else attack for name, attack in found.items()}
 
@@ -56,7 +84,7 @@ def unheld(setting: Setting) -> dict[str, Descent]:
         "Adaptive": free,
         "ConfSmooth": free,
     }
-    plain = attacks_of(replace(setting, fast=False), "paper")
+    plain = attacks_of(replace(setting, fast=False), PAPER)
     found = {}
     for name, ball in balls.items():
         attack = plain[name]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
 
 from poise.paper import jobs
-from poise.paper.cells import published
-from poise.paper.jobs import Job
-from poise.paper.readings import Reading
-from poise.paper.scale import Scale, Setting
+from poise.paper.jobs import UNDERCONFIDENCE, published
+from poise.paper.looks import Job
+from poise.paper.readings import OURS, Reading
+from poise.paper.suites import Suite
 from poise.report import escaping
 
 PLACE = ["architecture", "dataset", "defense", "attack", "metric"]  # what names a cell of the paper's
@@ -25,7 +25,7 @@ class Layout:
         name: of the table, as `poise reproduce` has it.
         title: what it shows.
         table: its number in the paper.
-        recipe: the jobs that fill it.
+        jobs: those that fill it.
         rows: what names a row.
         columns: (heading, attack or None where rows are attacks, metric).
         digits: decimals.
@@ -34,8 +34,7 @@ class Layout:
     name: str
     title: str
     table: str
-    recipe: Callable[[Scale, Reading], list[Job]]
-    settings: Callable[[Scale], Sequence[Setting]]
+    jobs: Callable[[Suite, Reading], list[Job]]
     rows: tuple[str, ...]
     columns: tuple[tuple[str, str | None, str], ...]
     digits: int = 3
@@ -45,7 +44,6 @@ def _under(metric: str, *attacks: str) -> tuple[tuple[str, str | None, str], ...
     return tuple((name if name != "before" else f"{metric} before", name, metric) for name in attacks)
 
 
-UNDER = ("Dropout", "Adaptive", "ConfSmooth")
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -53,26 +51,23 @@ LAYOUTS: Mapping[str, Layout] = {
             name="table1",
             title="Mean confidence (MSP) before and after underconfidence attacks",
             table="1",
-            recipe=jobs.table1,
-            settings=lambda scale: scale.transfer,
+            jobs=jobs.table1,
             rows=("architecture", "dataset"),
-            columns=_under("msp", "before", *UNDER),
+            columns=_under("msp", "before", *UNDERCONFIDENCE),
         ),
         Layout(
             name="tableS1",
             title="Accuracy, and ECE before and after underconfidence attacks",
             table="S1",
-            recipe=jobs.table1,
-            settings=lambda scale: scale.transfer,
+            jobs=jobs.table1,
             rows=("architecture", "dataset"),
-            columns=(("accuracy", "before", "accuracy"), *_under("ece", "before", *UNDER)),
+            columns=(("accuracy", "before", "accuracy"), *_under("ece", "before", *UNDERCONFIDENCE)),
         ),
         Layout(
             name="table2",
             title="Size and visibility of perturbations on MNIST",
             table="2",
-            recipe=jobs.table2,
-            settings=lambda scale: (scale.magnitude,),
+            jobs=jobs.table2,
             rows=("dataset", "attack"),
             columns=(("ΔW", None, "delta_w"), ("SSIM", None, "ssim")),
             digits=4,
@@ -81,17 +76,15 @@ LAYOUTS: Mapping[str, Layout] = {
             name="table3",
             title="Mean confidence (MSP) of defended nets before and after underconfidence attacks",
             table="3",
-            recipe=jobs.table3,
-            settings=lambda scale: scale.defended,
+            jobs=jobs.table3,
             rows=("architecture", "dataset", "defense"),
-            columns=_under("msp", "before", *UNDER),
+            columns=_under("msp", "before", *UNDERCONFIDENCE),
         ),
         Layout(
             name="table4",
             title="Accuracy of defended nets before and after PGD",
             table="4",
-            recipe=jobs.table3,
-            settings=lambda scale: scale.defended,
+            jobs=jobs.table3,
             rows=("architecture", "dataset", "defense"),
             columns=_under("accuracy", "before", "PGD"),
         ),
@@ -99,17 +92,15 @@ LAYOUTS: Mapping[str, Layout] = {
             name="tableS2",
             title="ECE of defended nets before and after attacks",
             table="S2",
-            recipe=jobs.table3,
-            settings=lambda scale: scale.defended,
+            jobs=jobs.table3,
             rows=("architecture", "dataset", "defense"),
-            columns=_under("ece", "before", *UNDER, "PGD"),
+            columns=_under("ece", "before", *UNDERCONFIDENCE, "PGD"),
         ),
         Layout(
             name="tableS3",
             title="Inner steps of UAT-Smooth",
             table="S3",
-            recipe=jobs.table_s3,
-            settings=lambda scale: (scale.counted,),
+            jobs=jobs.table_s3,
             rows=("architecture", "dataset", "defense"),
             columns=(("accuracy", "before", "accuracy"), *_under("msp", "before", "ConfSmooth")),
         ),
@@ -117,7 +108,7 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
+def beside(layout: Layout, suite: Suite, found: pl.DataFrame) -> pl.DataFrame:
     """Every cell of the paper's table, and those that only we have, with what we measured.
 
     Columns: reading, those of PLACE as we name them, theirs (the paper's architecture and data set),
@@ -128,12 +119,13 @@ def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         layout: of the table.
-        scale: whose settings stand for the paper's.
-        found: `cells.summary` of what was measured.
+        suite: whose settings stand for the paper's.
+        found: `jobs.cells` of what was measured.
     """
     theirs = (
         published().filter(table=layout.table).drop("table").rename({"mean": "paper", "std": "paper_std"})
     )
+    nets = [job.net for job in layout.jobs(suite, OURS)]
     stands = pl.DataFrame(
         [
             {
@@ -143,7 +135,7 @@ def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
                 "their_dataset": s.published[1],
                 "faithful": s.faithful,
             }
-            for s in layout.settings(scale)
+            for s in dict.fromkeys(net.setting for net in nets)
         ]
     )
     wanted = pl.any_horizontal(
@@ -151,10 +143,9 @@ def beside(layout: Layout, scale: Scale, found: pl.DataFrame) -> pl.DataFrame:
         & (pl.lit(value=True) if attack is None else pl.col("attack") == attack)
         for _, attack, metric in layout.columns
     )
-    defenses = {job.defense for job in layout.recipe(scale, "ours")}
-    ours = found.filter(wanted, pl.col("defense").is_in(defenses), pl.col("attack") != "Auto").join(
-        stands, on=["architecture", "dataset"]
-    )
+    ours = found.filter(
+        wanted, pl.col("defense").is_in({net.defense for net in nets}), pl.col("attack") != "Auto"
+    ).join(stands, on=["architecture", "dataset"])
     names = {"architecture": "their_architecture", "dataset": "their_dataset"}
     on = ["their_architecture", "their_dataset", "defense", "attack", "metric"]
     both = ours.join(theirs.rename(names), on=on, how="full", coalesce=True, maintain_order="right_left")

@@ -1,14 +1,14 @@
-"""At what size the paper's experiments are run: the full one, what two cores do, and what a test can."""
+"""At what size the paper's experiments are run: the full one, one GPU's, two cores', and a test's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poise.checks import InputError, check_count
 from poise.naming import lookup
-from poise.train_job import Augment, Precision
+from poise.train_job import TrainJob
 
 S_TRAIN, S_TEST, STEP = 8 / 255, 0.03, 5 / 255  # sections 4.1 and 4.2
 
@@ -20,14 +20,12 @@ class Setting:
     Args:
         architecture, dataset: as tables name them.
         beside: the paper's (architecture, dataset) whose numbers stand beside; its own by default.
-        model, weights, data: what `poise` calls them.
-        epochs: of training; 0 takes the weights as they are.
-        lr, augment, freeze, precision, channels_last: of training.
+        job: the model, the data and how it is trained; each net puts its own defense and seed there.
+        as_is: take the job's weights as they are, untrained.
         train, test: so many images of each split, the same share of every class; all by default.
         train_eps, eps: S in training and in evaluation.
         step: the first step's size, in training and in evaluation.
         steps: gradient steps in evaluation.
-        eps_warmup: epochs over which S rises in training.
         size: height and width that images are brought to, in colours; as the data set has it by default.
         fast: attack a prepared copy of the net (`poise.fast`); labels are checked on the net itself.
         batch_size: images a batch in evaluation.
@@ -36,22 +34,14 @@ class Setting:
     architecture: str
     dataset: str
     beside: tuple[str, str] | None = None
-    model: str
-    weights: str | None = None
-    data: str
-    epochs: int
-    lr: float = 0.1
-    augment: Augment = "none"
-    freeze: str | None = None
-    precision: Precision = "32-true"
-    channels_last: bool = False
+    job: TrainJob
+    as_is: bool = False
     train: int | None = None
     test: int | None = None
     train_eps: float = S_TRAIN
     eps: float = S_TEST
     step: float = STEP
     steps: int = 20
-    eps_warmup: float = 0.0
     size: int | None = None
     fast: bool = False
     batch_size: int = 128
@@ -65,18 +55,15 @@ class Setting:
     def faithful(self) -> bool:
         """Whether it is the paper's own architecture, data, budgets and length of training."""
         own = FULL_SETTINGS.get((self.architecture, self.dataset))
-        free = ("fast", "batch_size")
-        return own is not None and all(
-            getattr(self, f.name) == getattr(own, f.name) for f in fields(self) if f.name not in free
-        )
+        return own is not None and replace(self, fast=own.fast, batch_size=own.batch_size) == own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scale:
-    """Everything that the recipes leave open: which settings each table has, and how many seeds.
+class Suite:
+    """Everything that the experiments leave open: which settings each table has, and how many seeds.
 
     Args:
-        name: of the scale.
+        name: as `poise reproduce --scale` has it.
         seeds: nets trained a setting.
         transfer: of Tables 1 and S1, Figures S1 and S2.
         magnitude: of Table 2 and Figure 1.
@@ -105,7 +92,7 @@ class Scale:
         weights: Mapping[str, str] | None = None,
         data: Mapping[str, str] | None = None,
         used: Iterable[Setting] | None = None,
-    ) -> Scale:
+    ) -> Suite:
         """The same with another number of seeds, models and weights by architecture, data by data set.
 
         What stands in for the paper's own goes by its own name, with the paper's numbers beside it.
@@ -120,27 +107,28 @@ class Scale:
         Raises:
             InputError: a name that none of these settings has.
         """
+        model, weights, data = model or {}, weights or {}, data or {}
         used = list(self.settings() if used is None else used)
         _known("model", model, {s.architecture for s in used})
-        _known("weights", weights, {s.architecture for s in used if s.weights})
+        _known("weights", weights, {s.architecture for s in used if s.job.weights})
         _known("data", data, {s.dataset for s in used})
 
         def changed(s: Setting) -> Setting:
-            net, source = (model or {}).get(s.architecture), (data or {}).get(s.dataset)
+            net, source = model.get(s.architecture), data.get(s.dataset)
+            file = weights.get(s.architecture, s.job.weights) if s.job.weights else None
             return replace(
                 s,
                 architecture=s.architecture if net is None else net.rpartition("/")[2],
                 dataset=s.dataset if source is None else Path(source.partition(":")[2] or source).stem,
                 beside=s.beside if net is None and source is None else s.published,
-                model=net or s.model,
-                weights=(weights or {}).get(s.architecture, s.weights) if s.weights else None,
-                data=source or s.data,
+                job=replace(s.job, model=net or s.job.model, weights=file, data=source or s.job.data),
             )
 
-        check_count("seeds", self.seeds if seeds is None else seeds, 1)
+        seeds = self.seeds if seeds is None else seeds
+        check_count("seeds", seeds, 1)
         return replace(
             self,
-            seeds=seeds or self.seeds,
+            seeds=seeds,
             transfer=tuple(map(changed, self.transfer)),
             magnitude=changed(self.magnitude),
             defended=tuple(map(changed, self.defended)),
@@ -148,71 +136,60 @@ class Scale:
         )
 
 
-def scale(name: str) -> Scale:
-    """The scale of that name."""
-    return lookup(SCALES, name, "scale")
+def suite(name: str) -> Suite:
+    """The suite of that name."""
+    return lookup(SUITES, name, "scale")
 
 
-def _known(what: str, given: Mapping[str, str] | None, names: set[str]) -> None:
-    """Refuse a name that nothing at this scale would take: the value would be dropped unseen."""
-    if unknown := sorted(set(given or ()) - names):
+def _known(what: str, given: Mapping[str, str], names: set[str]) -> None:
+    """Refuse a name that nothing in this suite would take: the value would be dropped unseen."""
+    if unknown := sorted(set(given) - names):
         known = ", ".join(sorted(names)) or "nothing"
         raise InputError(
             f"--{what} names {', '.join(unknown)}, which would change nothing: it is for {known}"
         )
 
 
-TRANSFER_DATA = {
+def _trained(model: str, data: str, epochs: int) -> TrainJob:
+    return TrainJob(model=model, data=data, epochs=epochs, defense="vanilla")
+
+
+def _transfer(architecture: str, dataset: str) -> Setting:
+    """Section 4.1: a frozen ImageNet backbone, its head trained for 10 epochs; ImageNet as it is."""
+    models = {
+        "EfficientNet-B0": "torchvision/efficientnet_b0",
+        "ResNet-50": "torchvision/resnet50",
+        "ViT-B16": "torchvision/vit_b_16",
+    }
+    job = replace(_trained(models[architecture], TRANSFER[dataset], 10), weights="pretrained")
+    setting = Setting(architecture=architecture, dataset=dataset, job=job, batch_size=32)
+    if dataset == "ImageNet":
+        return replace(setting, as_is=True)
+    return replace(setting, size=224, job=replace(job, freeze="backbone", augment="crop-flip"))
+
+
+def _defended(architecture: str, model: str) -> Setting:
+    return Setting(architecture=architecture, dataset="CIFAR-10", job=_trained(model, "cifar10", 200))
+
+
+TRANSFER = {
     "Breast Cancer Ultrasound": "busi",
     "Chest X-ray": "chest",
     "MSTAR": "mstar",
     "CIFAR-100": "cifar100",
     "ImageNet": "imagenet",
 }
-TRANSFER_MODELS = {
-    "EfficientNet-B0": "torchvision/efficientnet_b0",
-    "ResNet-50": "torchvision/resnet50",
-    "ViT-B16": "torchvision/vit_b_16",
-}
-
-
-def _transfer(architecture: str, dataset: str) -> Setting:
-    """Section 4.1: a frozen ImageNet backbone, its head trained for 10 epochs; ImageNet as it is."""
-    trained = dataset != "ImageNet"
-    return Setting(
-        architecture=architecture,
-        dataset=dataset,
-        model=TRANSFER_MODELS[architecture],
-        weights="pretrained",
-        data=TRANSFER_DATA[dataset],
-        epochs=10 if trained else 0,
-        freeze="backbone" if trained else None,
-        augment="crop-flip" if trained else "none",
-        size=224 if trained else None,
-        batch_size=32,
-    )
-
-
-LENET = Setting(architecture="LeNet", dataset="MNIST", model="lenet", data="mnist", epochs=5)
-FULL = Scale(
+LENET = Setting(architecture="LeNet", dataset="MNIST", job=_trained("lenet", "mnist", 5))
+FULL = Suite(
     name="full",
-    transfer=tuple(_transfer(a, d) for a in TRANSFER_MODELS for d in TRANSFER_DATA),
+    transfer=tuple(_transfer(a, d) for a in ("EfficientNet-B0", "ResNet-50", "ViT-B16") for d in TRANSFER),
     magnitude=LENET,
-    defended=tuple(
-        Setting(architecture=name, dataset="CIFAR-10", model=model, data="cifar10", epochs=200)
-        for name, model in {
-            "ResNet-18": "resnet18",
-            "ResNet-50": "resnet50",
-            "WideResNet-50": "wide-resnet50-2",
-        }.items()
+    defended=(
+        _defended("ResNet-18", "resnet18"),
+        _defended("ResNet-50", "resnet50"),
+        _defended("WideResNet-50", "wide-resnet50-2"),
     ),
-    counted=Setting(
-        architecture="WideResNet-50",
-        dataset="CIFAR-10",
-        model="wide-resnet50-2",
-        data="cifar10",
-        epochs=200,
-    ),
+    counted=_defended("WideResNet-50", "wide-resnet50-2"),
 )
 FULL_SETTINGS = {(s.architecture, s.dataset): s for s in FULL.settings()}
 
@@ -221,15 +198,14 @@ SMALL = replace(
     LENET,
     dataset="MNIST (S = 0.1)",
     beside=("ResNet-18", "CIFAR-10"),
-    lr=0.05,
+    job=replace(LENET.job, lr=0.05, eps_warmup=2),
     train=10_000,
     test=1000,
     train_eps=0.1,
     eps=0.1,
     step=0.0625,
-    eps_warmup=2,
 )
-CPU = Scale(
+CPU = Suite(
     name="cpu",
     transfer=tuple(
         replace(_transfer("EfficientNet-B0", name), train=train, test=test, fast=True, batch_size=8)
@@ -246,7 +222,11 @@ CPU = Scale(
 )
 
 # one GPU: of CIFAR-10 ResNet-18 alone, for 25 epochs, one seed; Tables 1 and 2 as at full scale
-QUICK = replace(FULL.defended[0], epochs=25, precision="bf16-mixed", channels_last=True, batch_size=1000)
+QUICK = replace(
+    FULL.defended[0],
+    job=replace(FULL.defended[0].job, epochs=25, precision="bf16-mixed", channels_last=True),
+    batch_size=1000,
+)
 GPU = replace(
     FULL,
     name="gpu",
@@ -259,17 +239,20 @@ DIGITS = replace(
     LENET,
     dataset="digits",
     beside=("LeNet", "MNIST"),
-    data="digits",
-    epochs=30,
-    lr=0.05,
+    job=replace(_trained("lenet", "digits", 30), lr=0.05),
     train=900,
     test=40,
     steps=3,
 )
 FEW = replace(  # too few steps to learn: these nets only show that nothing breaks
-    DIGITS, dataset="digits (S = 0.1)", train_eps=0.1, eps=0.1, step=0.0625, train=150, epochs=2
+    SMALL,
+    dataset="digits (S = 0.1)",
+    job=replace(DIGITS.job, epochs=2),
+    train=150,
+    test=40,
+    steps=3,
 )
-TINY = Scale(
+TINY = Suite(
     name="tiny",
     seeds=1,
     transfer=(
@@ -277,9 +260,7 @@ TINY = Scale(
             DIGITS,
             dataset="digits (transfer)",
             beside=("EfficientNet-B0", "Chest X-ray"),
-            freeze="backbone",
-            augment="crop-flip",
-            epochs=2,
+            job=replace(DIGITS.job, freeze="backbone", augment="crop-flip", epochs=2),
         ),
     ),
     magnitude=DIGITS,
@@ -287,4 +268,4 @@ TINY = Scale(
     counted=replace(FEW, beside=("WideResNet-50", "CIFAR-10")),
     held=40,
 )
-SCALES: Mapping[str, Scale] = {"tiny": TINY, "cpu": CPU, "gpu": GPU, "full": FULL}
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in (TINY, CPU, GPU, FULL)}
