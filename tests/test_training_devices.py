@@ -12,7 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 
 from poise import InputError, data, defenses, models, training
-from poise.training import TrainJob, distributed, fabric_for, train
+from poise.training import TrainJob, devices, fabric_for, train
 
 SCRIPT = """
 import sys
@@ -59,7 +59,7 @@ def two_processes(out):
     for name in JOBS:
         state = run(name, f"{out}/{name}", fabric=fabric).state_dict()
         sums[name] = [float(value.double().sum()) for value in state.values() if value.ndim]
-    distributed.TOGETHER = 2
+    devices.TOGETHER = 2
     asked = []
 
     def only_the_second(self, request=training.loop._step):
@@ -169,7 +169,7 @@ class World:
 def test_processes_and_parts_take_every_image_once_and_none_is_empty(images, world, parts):
     taken = []
     for rank in range(world):
-        shares = list(distributed.shares(images, World(world, rank), parts))
+        shares = list(devices.shares(images, World(world, rank), parts))
         sizes = [len(range(images)[share]) for share in shares]
         assert all(sizes) and len(shares) <= parts
         assert not sizes or max(sizes) - min(sizes) <= 1

@@ -15,9 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from poise import InputError, attacks, cli, defenses, models, store
 from poise.cli import parsing
 from poise.training import TrainJob, describe, train
-from poise.training.augment import PADDING, Moves, crop_flip, moves
-from poise.training.budget import budget, scaled
-from poise.training.run import generator
+from poise.training.batches import PADDING, Moves, crop_flip, generator, moves
+from poise.training.budget import budget, scale
 from poise.training.schedule import learning_rate
 from poise.training.weights import average, optimizer_of
 from trainings import Noting, Spy, Still, close, digits, job, normed
@@ -290,12 +289,12 @@ def test_the_budget_rises_to_the_defenses_own(images, tmp_path):
 
 def test_a_budget_is_found_wherever_it_lies():
     at = defenses.build("at", eps=0.5)
-    assert scaled(at, 0.25).attack == replace(at.attack, ball=replace(at.attack.ball, eps=0.125))
+    assert scale(at, 0.25).attack == replace(at.attack, ball=replace(at.attack.ball, eps=0.125))
     caat = defenses.build("caat", eps=0.5)
-    assert budget(caat) == 0.5 and [budget(attack) for attack in scaled(caat, 0.5).attacks] == [0.25]
+    assert budget(caat) == 0.5 and [budget(attack) for attack in scale(caat, 0.5).attacks] == [0.25]
     assert [budget(defenses.build("at", eps=eps)) for eps in (0.0, 0.99, 1.0)] == [0.0, 0.99, None]
     plain = defenses.vanilla()
-    assert scaled(plain, 0.5) is plain
+    assert scale(plain, 0.5) is plain
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 2.0), ("l2", 1.0), ("l1", 12.0)])

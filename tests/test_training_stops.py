@@ -22,6 +22,7 @@ from torch import nn
 from poise import InputError, data, defenses, models, store
 from poise.training import Stopped, TrainJob, checkpoint, train
 from poise.training.checkpoint import NEWEST, PREVIOUS, check_room, digest
+from trainings import Stop, bits
 
 STEPS = 12  # three epochs of four
 
@@ -58,10 +59,6 @@ def drawing(monkeypatch):
 DEFENSE = defenses.build("at", eps=0.1, steps=2)
 
 
-def bits(net):
-    return {name: value.numpy().tobytes() for name, value in net.state_dict().items()}
-
-
 def history(folder):
     return pl.read_parquet(folder / "metrics.parquet").drop("seconds", "images_per_second")
 
@@ -94,10 +91,6 @@ def at_step(step, do):
     return progress
 
 
-class Stop(Exception):
-    """Stands for a power cut."""
-
-
 def cut():
     raise Stop
 
@@ -105,6 +98,29 @@ def cut():
 def cut_at(step, images, folder, **changes):
     with pytest.raises(Stop):
         train(rich_job(**changes), images, DEFENSE, folder, progress=at_step(step, cut))
+
+
+@pytest.fixture(scope="module")
+def cuts(images, tmp_path_factory):
+    """Runs that lost their power within the second and the third epoch, as they were left."""
+    folders = {step: tmp_path_factory.mktemp("cuts") / str(step) for step in (6, 10)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "drawing", drawing_net)
+        for step, folder in folders.items():
+            cut_at(step, images, folder)
+    return folders
+
+
+@pytest.fixture
+def cut_at_6(cuts, tmp_path):
+    """A run with one checkpoint, of the first epoch."""
+    return shutil.copytree(cuts[6], tmp_path / "run")
+
+
+@pytest.fixture
+def cut_at_10(cuts, tmp_path):
+    """A run with two checkpoints, of the first and the second epoch."""
+    return shutil.copytree(cuts[10], tmp_path / "run")
 
 
 # power cuts, kill -9
@@ -214,20 +230,18 @@ def flip(file):
 
 
 @pytest.mark.parametrize("damage", [shorten, flip, lambda file: file.write_bytes(b"")])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, images, tmp_path, whole):
-    cut_at(10, images, tmp_path)
-    damage(tmp_path / NEWEST)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, images, cut_at_10, whole):
+    damage(cut_at_10 / NEWEST)
     with pytest.warns(UserWarning, match="the one before it counts") as told:
-        steps = resumed(images, tmp_path, whole)
-    assert str(tmp_path / NEWEST) in str(told[0].message)
+        steps = resumed(images, cut_at_10, whole)
+    assert str(cut_at_10 / NEWEST) in str(told[0].message)
     assert steps == list(range(5, STEPS + 1))  # the newest was of the second epoch
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before_it(
-    images, tmp_path, monkeypatch, whole
+    images, cut_at_10, monkeypatch, whole
 ):
-    cut_at(10, images, tmp_path)
-    shorten(tmp_path / NEWEST)
+    shorten(cut_at_10 / NEWEST)
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -235,30 +249,27 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_one_before_it(
     with monkeypatch.context() as patch:  # the first save after it fails
         patch.setattr(store, "write_tensors", full)
         with pytest.warns(match="damaged"), pytest.raises(InputError, match="No space left"):
-            train(rich_job(), images, DEFENSE, tmp_path)
-    assert resumed(images, tmp_path, whole) == list(range(5, STEPS + 1))
+            train(rich_job(), images, DEFENSE, cut_at_10)
+    assert resumed(images, cut_at_10, whole) == list(range(5, STEPS + 1))
 
 
-def test_a_missing_newest_checkpoint_is_the_one_before_without_a_word(images, tmp_path, whole):
-    cut_at(10, images, tmp_path)
-    (tmp_path / NEWEST).unlink()
+def test_a_missing_newest_checkpoint_is_the_one_before_without_a_word(images, cut_at_10, whole):
+    (cut_at_10 / NEWEST).unlink()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        steps = resumed(images, tmp_path, whole)
+        steps = resumed(images, cut_at_10, whole)
     assert steps[0] == 5
 
 
-def test_two_damaged_checkpoints_are_refused_by_name(images, tmp_path):
-    cut_at(10, images, tmp_path)
-    shorten(tmp_path / NEWEST), flip(tmp_path / PREVIOUS)
+def test_two_damaged_checkpoints_are_refused_by_name(images, cut_at_10):
+    shorten(cut_at_10 / NEWEST), flip(cut_at_10 / PREVIOUS)
     with pytest.warns(match="damaged"), pytest.raises(InputError, match="remove them") as refusal:
-        train(rich_job(), images, DEFENSE, tmp_path)
-    assert str(tmp_path / NEWEST) in str(refusal.value) and str(tmp_path / PREVIOUS) in str(refusal.value)
+        train(rich_job(), images, DEFENSE, cut_at_10)
+    assert str(cut_at_10 / NEWEST) in str(refusal.value) and str(cut_at_10 / PREVIOUS) in str(refusal.value)
 
 
-def test_checkpoints_hold_no_pickles(images, tmp_path):
-    cut_at(10, images, tmp_path)
-    tensors, facts = store.read_tensors(tmp_path / NEWEST)
+def test_checkpoints_hold_no_pickles(images, cut_at_10):
+    tensors, facts = store.read_tensors(cut_at_10 / NEWEST)
     assert {name.split(".")[0] for name in tensors} == {"model", "momentum", "average", "best"}
     assert set(facts) == {"step", "seconds", "rows", "scaler", "key", "digest"} and facts["step"] == "8"
 
@@ -298,42 +309,36 @@ def rewrite(file, change):
     ],
     ids=["step", "last step", "rows", "seconds", "scaler", "more"],
 )
-def test_a_fact_that_is_not_what_was_written_is_damage(change, images, tmp_path, whole):
-    cut_at(10, images, tmp_path)
-    rewrite(tmp_path / NEWEST, change)
-    with pytest.warns(match="damaged, the one before it counts"):
-        steps = resumed(images, tmp_path, whole)
-    assert steps[0] == 5
+def test_a_fact_that_is_not_what_was_written_is_damage(change, cut_at_10):
+    key, file = store.read_job(cut_at_10)["key"], cut_at_10 / NEWEST
+    checkpoint.read(file, key)
+    rewrite(file, change)
+    with pytest.raises(InputError, match="does not hold what was written"):
+        checkpoint.read(file, key)
 
 
-def test_a_checkpoint_of_another_run_is_not_taken(images, tmp_path, whole):
+def test_a_checkpoint_of_another_run_is_not_taken(images, tmp_path, cut_at_10):
     other = tmp_path / "other"
     cut_at(10, images, other, seed=2)
-    cut_at(10, images, tmp_path / "run")
     for name in (NEWEST, PREVIOUS):
-        (tmp_path / "run" / name).write_bytes((other / name).read_bytes())
+        (cut_at_10 / name).write_bytes((other / name).read_bytes())
     with (
         pytest.warns(match="belongs to another run"),
         pytest.raises(InputError, match="no whole checkpoint"),
     ):
-        train(rich_job(), images, DEFENSE, tmp_path / "run")
+        train(rich_job(), images, DEFENSE, cut_at_10)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_checkpoint_with_one_flipped_bit_is_never_used(seed, images, tmp_path_factory, whole):
+def test_a_checkpoint_with_one_flipped_bit_is_never_used(cuts, tmp_path):
     """Anywhere in the file: length, header, facts or tensors."""
-    folder = tmp_path_factory.getbasetemp() / "bits"
-    if not folder.exists():
-        cut_at(6, images, folder)
-    key = store.read_job(folder)["key"]
-    content = bytearray((folder / NEWEST).read_bytes())
-    generator = random.Random(seed)
+    key, content = store.read_job(cuts[6])["key"], (cuts[6] / NEWEST).read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
-    content[generator.randrange(header if seed % 2 else len(content))] ^= 1 << generator.randrange(8)
-    broken = folder.parent / f"bit-{seed}.safetensors"
-    broken.write_bytes(content)
-    with pytest.raises(InputError):
-        checkpoint.read(broken, key)
+    for seed in range(40):
+        generator, broken = random.Random(seed), bytearray(content)
+        broken[generator.randrange(header if seed % 2 else len(content))] ^= 1 << generator.randrange(8)
+        (tmp_path / "broken").write_bytes(broken)
+        with pytest.raises(InputError):
+            checkpoint.read(tmp_path / "broken", key)
 
 
 # disks
@@ -359,11 +364,11 @@ def test_three_checkpoints_do_fit_into_what_is_asked_for(images, tmp_path, monke
     real = check_room
     disk = collections.namedtuple("disk", "total used free")
 
-    def note(run):
+    def note(folder, run):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, 0))
             with pytest.raises(InputError) as refusal:
-                real(run)
+                real(folder, run)
         asked.append(float(str(refusal.value).split("need ")[1].split(" MB")[0]))
 
     monkeypatch.setattr("poise.training.checkpoint.check_room", note)
@@ -409,12 +414,11 @@ def files_of_at_most(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_checkpoint_that_the_system_refuses_is_one_clear_message(images, tmp_path, whole):
-    cut_at(6, images, tmp_path)
-    half = (tmp_path / NEWEST).stat().st_size // 2  # more than the other files of a run
+def test_a_checkpoint_that_the_system_refuses_is_one_clear_message(images, cut_at_6, whole):
+    half = (cut_at_6 / NEWEST).stat().st_size // 2  # more than the other files of a run
     with files_of_at_most(half), pytest.raises(InputError, match=r"File too large.*make room"):
-        train(rich_job(), images, DEFENSE, tmp_path)
-    assert resumed(images, tmp_path, whole) == list(range(5, STEPS + 1))
+        train(rich_job(), images, DEFENSE, cut_at_6)
+    assert resumed(images, cut_at_6, whole) == list(range(5, STEPS + 1))
 
 
 @pytest.mark.parametrize(("written", "steps"), [("metrics.parquet", 12), ("model.safetensors", 0)])
@@ -452,12 +456,11 @@ def test_the_number_of_devices_is_noted_and_another_one_warned_of(images, tmp_pa
     assert [then["devices"] for then in store.read_job(tmp_path)["earlier"]] == [2]
 
 
-def test_another_version_and_another_device_are_warned_of_and_noted(images, tmp_path, whole):
-    cut_at(6, images, tmp_path)
-    versions = store.read_job(tmp_path)["versions"]
-    store.note(tmp_path, versions={**versions, "poise": "0.0.9"}, device="NVIDIA H100")
+def test_another_version_and_another_device_are_warned_of_and_noted(images, cut_at_6, whole):
+    versions = store.read_job(cut_at_6)["versions"]
+    store.note(cut_at_6, versions={**versions, "poise": "0.0.9"}, device="NVIDIA H100")
     with pytest.warns(UserWarning, match="on poise 0.0.9, NVIDIA H100 up to step 4 and goes on with"):
-        resumed(images, tmp_path, whole)
-    job = store.read_job(tmp_path)
+        resumed(images, cut_at_6, whole)
+    job = store.read_job(cut_at_6)
     assert job["versions"] == versions and job["device"] == "cpu"
     assert job["earlier"][0]["versions"]["poise"] == "0.0.9"

@@ -8,7 +8,7 @@ from torch import nn
 
 from poise import InputError, defenses, models, store
 from poise.training import train
-from poise.training.features import features
+from poise.training.batches import features
 from poise.training.weights import freeze
 from trainings import Spy, close, digits, job, normed
 

@@ -24,7 +24,7 @@ from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.report import read
-from poise.training.outcome import finished, seen_by
+from poise.training.outcome import read_finished, read_marks
 
 PROBE = 16  # images on which every attack is run once more, watched
 EXAMPLES = 8  # images kept for pictures
@@ -82,7 +82,7 @@ def audit(
     data, matched = fitted(net, data, given=class_map, who=model)
     if held_out is not None:
         held_out, _ = fitted(net, held_out, given=class_map, who=model)
-    seen = seen_by(Path(weights or f"{model}/model.safetensors").expanduser())
+    seen = read_marks(Path(weights or f"{model}/model.safetensors").expanduser())
     homes = choose_devices(net, devices=devices, accelerator=accelerator)
     net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
     if recalibrate is not None:
@@ -243,7 +243,7 @@ def _trained(
 ) -> tuple[nn.Module, dict[str, Any]]:
     if weights is not None:
         raise InputError("--weights goes with a model's name, and --model is a run folder")
-    content, file = finished(run)
+    content, file = read_finished(run)
     job = content["job"]
     check_shape(run, job, data)
     net, name = training.load(run, code=code), job["model"]

@@ -23,7 +23,7 @@ from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.report.tables import Table
 from poise.shapes import Images, Labels
-from poise.training.outcome import finished, model_of
+from poise.training.outcome import model_of, read_finished
 
 UNDER = ("dropout", "adaptive", "confsmooth", "auto")  # what the paper trains and judges by, and ours
 
@@ -193,7 +193,7 @@ def compare(
     folder, rows = store.open_run(Path(out), job), []
     for done, run in enumerate(runs):
         progress("compare", done, len(runs), Path(run).name)
-        content, weights = finished(run)
+        content, weights = read_finished(run)
         facts = content["job"]
         check_shape(run, facts, data)
         classes, who = facts["classes"], f"the model in {str(run)!r}"

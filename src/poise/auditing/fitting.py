@@ -17,7 +17,7 @@ from poise.diagnostics.finding import LEAST, of_images, reported
 from poise.given import called, logits_in
 from poise.modes import evaluating
 from poise.preparation import Preparation
-from poise.training.outcome import finished, preparation_in
+from poise.training.outcome import preparation_in, read_finished
 
 
 def check_shape(run: str | Path, job: Mapping[str, Any], data: ImageSet) -> None:
@@ -56,7 +56,7 @@ def fitted(
 def preparation_for(model: str, weights: str | Path | None = None) -> Preparation:
     """What is done to images by default before this model sees them: a run's own, or its pipeline's."""
     if Path(model).expanduser().is_dir():
-        content, _ = finished(model)
+        content, _ = read_finished(model)
         return preparation_in(content) or Preparation()
     return models.preparation(model, weights) or Preparation()
 

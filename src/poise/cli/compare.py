@@ -42,7 +42,7 @@ def compare(
     from poise.auditing import comparison
     from poise.labels import pairs
     from poise.report.tables import Table
-    from poise.training.outcome import finished
+    from poise.training.outcome import read_finished
 
     if not runs:
         raise InputError("name at least one run folder: poise compare RUN...")
@@ -50,7 +50,7 @@ def compare(
     check_number("eps", eps, 0, 1, hint="in pixels of [0, 1], e.g. 8/255")
     check_number("confidence", confidence, 0, 1)
     for run in runs:
-        finished(run)
+        read_finished(run)
     matched = pairs(source.class_map)
     held, images = source.set_aside(source.load(str(runs[0])))
     images = source.draw(images)

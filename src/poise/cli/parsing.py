@@ -36,15 +36,15 @@ def parse(commands: Commands, words: Sequence[str], *, description: str) -> Call
     """
     words, said = [_at_home(word) for word in words], io.StringIO()
     _check_known(commands, words)
-    words = _gathered(commands, words)
+    words = _gather(commands, words)
     try:
         with redirect_stderr(said):
             ready: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(command) for name, command in commands.items()},
+                {name: _defer(command) for name, command in commands.items()},
                 prog="poise",
                 description=description,
                 args=words,
-                registry=_reading(),
+                registry=_read_numbers(),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -81,7 +81,7 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {str(out)!r}: {str(here)!r} {reason}: name another folder")
 
 
-def _later(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+def _defer(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     @functools.wraps(command)
     def ready(*given: Any, **named: Any) -> Callable[[], None]:
         return functools.partial(command, *given, **named)
@@ -106,7 +106,7 @@ def _home(path: str) -> Path:
         raise InputError(f"{path!r} is nobody's home folder here: write the path out") from error
 
 
-def _reading() -> ConstructorRegistry:
+def _read_numbers() -> ConstructorRegistry:
     """How numbers are read, for every option of every command."""
     registry = ConstructorRegistry()
 
@@ -142,11 +142,11 @@ def _check_known(commands: Commands, words: Sequence[str]) -> None:
             raise InputError(f"poise {words[0]} has no option {name}: {near}see poise {words[0]} --help")
 
 
-def _gathered(commands: Commands, words: Sequence[str]) -> list[str]:
+def _gather(commands: Commands, words: Sequence[str]) -> list[str]:
     """The words with what an option got each time it was given after its first name: the last would win.
 
     >>> def command(*, option: tuple[str, ...] = (), eps: float = 0.1) -> None: ...
-    >>> _gathered({"c": command}, ["c", "--option", "a=1", "--eps", "1", "--option=b=2"])
+    >>> _gather({"c": command}, ["c", "--option", "a=1", "--eps", "1", "--option=b=2"])
     ['c', '--option', 'a=1', 'b=2', '--eps', '1']
     """
     if words[0] not in commands:

@@ -1,10 +1,10 @@
 """Training: a defense's loss, one loop on Lightning Fabric, resumable at every step."""
 
 from poise.train_job import TrainJob
-from poise.training.distributed import fabric_for
-from poise.training.job import describe
+from poise.training.devices import fabric_for
 from poise.training.loop import train
 from poise.training.outcome import load
+from poise.training.run import describe
 from poise.training.stopping import Stopped
 
 __all__ = ["Stopped", "TrainJob", "describe", "fabric_for", "load", "train"]

@@ -41,21 +41,21 @@ def budget(value: Any, *, linf: bool = False) -> float | None:
     return None
 
 
-def scaled(value: T, factor: float) -> T:
+def scale(value: T, factor: float) -> T:
     """The same frozen value with every `eps` in it times the factor.
 
     >>> from poise import defenses
-    >>> scaled(defenses.build("at", eps=0.5), 0.5) == defenses.build("at", eps=0.25)
+    >>> scale(defenses.build("at", eps=0.5), 0.5) == defenses.build("at", eps=0.25)
     True
     """
     if isinstance(value, tuple) and type(value) is tuple:
-        return cast(T, tuple(scaled(part, factor) for part in value))
+        return cast(T, tuple(scale(part, factor) for part in value))
     if not is_dataclass(value) or isinstance(value, type):
         return value
     changes: dict[str, Any] = {}
     for field in fields(value):
         part = getattr(value, field.name)
-        new = part * factor if field.name == "eps" and part is not None else scaled(part, factor)
+        new = part * factor if field.name == "eps" and part is not None else scale(part, factor)
         if new is not part:
             changes[field.name] = new
     return replace(value, **changes) if changes else value

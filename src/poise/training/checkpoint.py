@@ -21,7 +21,7 @@ from poise.training.run import Run
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint-previous.safetensors"
 
 
-def save(run: Run) -> None:
+def save(folder: Path, run: Run) -> None:
     """Write all that moves in a run; the newest file becomes the previous one.
 
     Raises:
@@ -42,31 +42,25 @@ def save(run: Run) -> None:
         "seconds": run.seconds,
         "rows": run.rows,
         "scaler": run.fabric.strategy.precision.state_dict(),
-        "key": store.read_job(run.folder)["key"],
+        "key": store.read_job(folder)["key"],
     }
     texts = {name: json.dumps(value) for name, value in facts.items()}
-    newest = run.folder / NEWEST
-    with store.writing(run.folder):
-        if newest.exists():
-            newest.replace(run.folder / PREVIOUS)
-        store.write_tensors(newest, tensors, {**texts, "digest": digest(tensors, texts)})
+    file = folder / NEWEST
+    with store.writing(folder):
+        if file.exists():
+            file.replace(folder / PREVIOUS)
+        store.write_tensors(file, tensors, {**texts, "digest": digest(tensors, texts)})
 
 
-def restore(run: Run) -> None:
-    """Put the newest whole checkpoint into the run, if there is one; a damaged one is warned of."""
-    found = run.fabric.broadcast(_newest(run.folder) if run.fabric.is_global_zero else None)
-    if found is None:
-        return
-    tensors, facts = found
+def restore(run: Run, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Put what a checkpoint holds into the run."""
     run.net.load_state_dict(_part(tensors, "model."))
     if run.shadow is not None:
         run.shadow.load_state_dict(_part(tensors, "average."))
     run.best = _part(tensors, "best.") or None
-    state = run.optimizer.state_dict()
-    state["state"] = {
-        int(index): {"momentum_buffer": value} for index, value in _part(tensors, "momentum.").items()
-    }
-    run.optimizer.load_state_dict(state)
+    momentum = _part(tensors, "momentum.").items()
+    state = {int(index): {"momentum_buffer": value} for index, value in momentum}
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
     if facts["scaler"]:
         run.fabric.strategy.precision.load_state_dict(facts["scaler"])
     run.step, run.seconds, run.rows = facts["step"], facts["seconds"], facts["rows"]
@@ -80,7 +74,7 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def check_room(run: Run) -> None:
+def check_room(folder: Path, run: Run) -> None:
     """Refuse a folder that cannot be written, or a disk with no room for three checkpoints.
 
     Three: the newest, the one before, and the one being written.
@@ -88,13 +82,13 @@ def check_room(run: Run) -> None:
     copies = 2 + (run.shadow is not None) + (run.job.select != "last")  # weights and momentum at least
     size = copies * sum(t.numel() * t.element_size() for t in run.net.state_dict().values())
     try:
-        with tempfile.TemporaryFile(dir=run.folder):
-            free = shutil.disk_usage(run.folder).free
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise InputError(f"{str(run.folder)!r} cannot be written: {error.strerror}") from error
+        raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
     if free < 3 * size:
         raise InputError(
-            f"{str(run.folder)!r} has {free / 1e6:.1f} MB free and three checkpoints need "
+            f"{str(folder)!r} has {free / 1e6:.1f} MB free and three checkpoints need "
             f"{3 * size / 1e6:.1f} MB: make room, or name an --out on another disk"
         )
 
@@ -109,10 +103,13 @@ def digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
     return found.hexdigest()
 
 
-def _newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest checkpoint that is whole; None where there is none at all.
+def newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What the newest whole checkpoint holds; None where there is none at all.
 
-    A damaged one that is newer is removed: the next save would put it in place of the whole one.
+    One that is damaged is warned of, and removed: the next save would put it in place of the whole one.
+
+    Raises:
+        InputError: there are checkpoints, and none is whole.
     """
     damaged, key = [], store.read_job(folder)["key"]
     for name in (NEWEST, PREVIOUS):

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from poise import store
 from poise.checks import NotFiniteError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
 from poise.train_job import TrainJob
-from poise.training import checkpoint, logs, outcome
-from poise.training.distributed import (
-    agreed,
-    check_fabric,
-    fabric_for,
-    meet,
-    note_devices,
-    shares,
-    summed,
-    together,
-)
-from poise.training.job import describe
-from poise.training.run import Run, begin, generator
+from poise.training.batches import generator
+from poise.training.devices import agree, check_fabric, fabric_for, reduce, shares, sum_gradients
+from poise.training.keeper import Keeper, board
+from poise.training.outcome import load
+from poise.training.run import Run, begin, describe
 from poise.training.schedule import in_force, learning_rate
-from poise.training.stopping import ASKED, DIVERGED, GOES_ON, Request, requests
+from poise.training.stopping import DIVERGED, GOES_ON, Request, requests
 from poise.training.weights import average
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "accuracy": "accuracy {:.3f}",
+    "pgd_accuracy": "under PGD {:.3f}",
+    "confidence": "confidence under attack {:.3f}",
+    "images_per_second": "{:.0f} images/s",
+}
 
 
 def train(
@@ -66,54 +66,44 @@ def train(
     fabric = fabric or fabric_for(job)
     check_fabric(fabric, job)
     fabric.launch()
-    folder = Path(out)
-
-    def opened() -> Path:
-        return store.open_run(folder, describe(job, data, defense), device=fabric.device)
-
-    there = together(fabric, (folder / "job.json").exists)
-    if there:
-        together(fabric, opened)
-        if together(fabric, (folder / "model.safetensors").exists):
-            return fabric.to_device(outcome.load(folder, code=job.model))
+    keeper = Keeper(Path(out), describe(job, data, defense), fabric)
+    if keeper.finds_model():
+        return fabric.to_device(load(out, code=job.model))
     with (
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        logs.board(folder, wanted=tensorboard) as show,
+        board(keeper.folder, wanted=tensorboard) as show,
         requests() as asked,
     ):
-        run = begin(job, data.batched(job.batch_size), defense, folder, fabric)
-        if not there:  # not before: a model that is refused leaves no folder behind
-            together(fabric, opened)
-        together(fabric, lambda: checkpoint.check_room(run))
-        checkpoint.restore(run)
-        together(fabric, lambda: note_devices(folder, fabric, step=run.step))
+        run = begin(job, data.batched(job.batch_size), defense, fabric)
+        keeper.open(run)
         while run.step < run.steps:
-            _epoch(run, asked, progress if fabric.is_global_zero else silent)
-            together(fabric, lambda: outcome.close_epoch(run, show))
-            run.losses, run.seconds = [], 0.0
-            if agreed(fabric, asked.code) and run.step < run.steps:
-                asked.leave(run.step, run.steps, folder)
-        return outcome.finish(run)
+            if _epoch(run, asked, progress if fabric.is_global_zero else silent):
+                keeper.close_epoch(run, show)
+            else:
+                keeper.save(run)
+            if agree(fabric, asked.code) and run.step < run.steps:
+                asked.leave(run.step, run.steps, keeper.folder)
+        return keeper.finish(run)
 
 
-def _epoch(run: Run, asked: Request, progress: Progress) -> None:
-    """The rest of an epoch; where a request to stop comes in, all is saved and the run left."""
+def _epoch(run: Run, asked: Request, progress: Progress) -> bool:
+    """Train for the rest of an epoch, or until a request to stop; whether there is nothing left of it.
+
+    There is nothing left either where training diverged.
+    """
     (epoch, done), began = divmod(run.step, run.per_epoch), _clock(run.fabric.device)
-    note = logs.note(epoch, run.job.epochs, run.rows)
+    words = note(epoch, run.job.epochs, run.rows)
     for chosen in torch.split(run.order(epoch), run.job.batch_size)[done:]:
         loss, code = _step(run, chosen)
         run.losses.append(loss)
         run.step += 1
-        progress(f"train {run.job.defense}", run.step, run.steps, note)
-        within = run.step % run.per_epoch
-        code = agreed(run.fabric, max(code, asked.code), within)
-        if code == DIVERGED or (code == ASKED and within):
+        progress(f"train {run.job.defense}", run.step, run.steps, words)
+        code = agree(run.fabric, max(code, asked.code), run.step % run.per_epoch)
+        if code != GOES_ON:
             break
-    run.losses = list(summed(run.fabric, torch.stack(run.losses)))  # each process has its images' part
+    run.losses = list(reduce(run.fabric, torch.stack(run.losses)))  # each process has its images' part
     run.seconds += _clock(run.fabric.device) - began
-    if code == ASKED and within:
-        together(run.fabric, lambda: checkpoint.save(run))
-        asked.leave(run.step, run.steps, run.folder)
+    return code == DIVERGED or run.step % run.per_epoch == 0
 
 
 def _clock(device: torch.device) -> float:
@@ -144,8 +134,19 @@ def _step(run: Run, chosen: Tensor) -> tuple[Tensor, int]:
         fabric.backward(loss)
         total, share = total + loss.detach(), share + len(y) / len(chosen)
     if code == GOES_ON or fabric.world_size > 1:  # the others wait for this one's gradients
-        meet(fabric, run.net, share)
+        sum_gradients(fabric, run.net, share)
         run.optimizer.step()
         if run.shadow is not None:
             average(run.shadow, run.net, job.ema, run.step)
     return total, code
+
+
+def note(epoch: int, epochs: int, rows: list[dict[str, Any]]) -> str:
+    """A few words for the progress bar: the epoch, and how the one before it ended.
+
+    >>> note(1, 3, [{"loss": 0.5, "accuracy": 0.75, "images_per_second": 99.6}])
+    'epoch 2/3, loss 0.500, accuracy 0.750, 100 images/s'
+    """
+    last = rows[-1] if rows else {}
+    told = [form.format(last[name]) for name, form in _SHOWN.items() if last.get(name) is not None]
+    return ", ".join([f"epoch {epoch + 1}/{epochs}", *told])

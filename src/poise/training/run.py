@@ -1,30 +1,27 @@
-"""A run in progress: all that a step needs, and all that a checkpoint keeps."""
+"""A run: the configuration that names it, all that a step needs, and all that a checkpoint keeps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from poise import models
+from poise import models, store
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.defenses import Defense
-from poise.shapes import Labels
-from poise.train_job import TrainJob
-from poise.training import features, weights
-from poise.training.augment import crop_flip, moves
-from poise.training.distributed import InPrecision
+from poise.train_job import ALWAYS_TOLD, TrainJob
+from poise.training import batches, weights
+from poise.training.batches import Batch
+from poise.training.budget import budget
+from poise.training.devices import InPrecision
 from poise.training.selection import split
-
-Batch: TypeAlias = Callable[[Tensor, slice, int], tuple[Tensor, Labels]]
 
 
 @dataclass(eq=False)
@@ -34,13 +31,12 @@ class Run:
     job: TrainJob
     data: ImageSet
     defense: Defense
-    folder: Path
     fabric: Fabric
     net: nn.Module  # its weights train
     model: nn.Module  # what the defense sees: the net in its precision, or its head alone
     shadow: nn.Module | None  # the running average
     optimizer: Any
-    batch: Batch  # (a step's images, this process's part of them, step) -> x, y
+    batch: Batch
     train: Tensor  # indices of the images to train on
     validation: Tensor
     step: int = 0
@@ -60,7 +56,7 @@ class Run:
         return self.job.epochs * self.per_epoch
 
     @property
-    def judged(self) -> nn.Module:
+    def candidate(self) -> nn.Module:
         """The net that would be the model if the run ended here."""
         return self.net if self.shadow is None else self.shadow
 
@@ -70,7 +66,41 @@ class Run:
         return self.train[torch.randperm(len(self.train), generator=generator)]
 
 
-def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric: Fabric) -> Run:
+def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
+    """The configuration that names the run: the job, and what exactly the names stood for.
+
+    Of the options that came later, only those that are not at their default: the key of a plain run
+    stays the same from version to version. Weights count by their bytes, not by their path.
+    """
+    if job.eps_warmup and budget(defense) is None:
+        raise InputError(
+            f"eps_warmup={job.eps_warmup:g} needs a defense with a budget below 1, not {defense!r}"
+        )
+    options = {f.name: getattr(job, f.name) for f in fields(job)}
+    chosen = {
+        f.name: options[f.name]
+        for f in fields(job)
+        if f.name in ALWAYS_TOLD or options[f.name] != f.default
+    }
+    if job.weights not in (None, "pretrained"):
+        file = Path(str(job.weights)).expanduser()
+        if not file.is_file():
+            raise InputError(f"no weights at {job.weights!r}: name a .safetensors file or a state dict")
+        chosen["weights"] = store.file_hash(file)
+    code = {"code": models.code_digest(job.model)} if models.is_code(job.model) else {}
+    return {
+        "kind": "train",
+        **chosen,
+        **code,
+        "defense_value": repr(defense),
+        "images": len(data),
+        "fingerprint": data.fingerprint(),
+        "classes": list(data.classes),
+        "shape": list(data.shape),
+    }
+
+
+def begin(job: TrainJob, data: ImageSet, defense: Defense, fabric: Fabric) -> Run:
     """The run before its first step; torch's random state is the job's from here on."""
     torch.manual_seed(job.seed)
     net = models.load(
@@ -89,13 +119,13 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, folder: Path, fabric:
     model = net if job.precision == "32-true" else InPrecision(net, fabric)
     optimizer = fabric.setup_optimizers(weights.optimizer_of(net, job))
     train, validation = split(data.y, job.validation, job.seed)
-    batch = _image_batches(job, data, fabric)
+    batch = batches.of_images(job, data, fabric)
     if len(train) % job.batch_size == 1 or job.batch_size == 1:
         _check_single(net, data)
-    found = features.features(net, model, data) if features.constant(job, defense) else None
+    found = batches.features(net, model, data) if batches.are_features_enough(job, defense) else None
     if found is not None:
-        model, batch = models.head(net)[1], _feature_batches(found, data.y, fabric)
-    return Run(job, data, defense, folder, fabric, net, model, shadow, optimizer, batch, train, validation)
+        model, batch = models.head(net)[1], batches.of_features(found, data.y, fabric)
+    return Run(job, data, defense, fabric, net, model, shadow, optimizer, batch, train, validation)
 
 
 def _check_single(net: nn.Module, data: ImageSet) -> None:
@@ -112,33 +142,3 @@ def _check_single(net: nn.Module, data: ImageSet) -> None:
                 f"the last batch of every epoch is one image, on which the model cannot train ({error}): "
                 "take another --batch-size, or one of the --images less"
             ) from error
-
-
-def generator(job: TrainJob, step: int, *, images: bool = False) -> torch.Generator:
-    """Random numbers that the seed and the step alone decide, for the defense or for the images.
-
-    Every process and every part of a batch gets the same: what is drawn for an image by the image
-    itself (`poise.draws`) then does not depend on who computes it.
-    """
-    number = job.seed * 1_000_000_007 + step
-    return torch.Generator().manual_seed(~number if images else number)
-
-
-def _image_batches(job: TrainJob, data: ImageSet, fabric: Fabric) -> Batch:
-    """Images on the device, moved about if the job says so, as they would be in the whole batch."""
-
-    def batch(chosen: Tensor, part: slice, step: int) -> tuple[Tensor, Labels]:
-        x, y = fabric.to_device(next(data.batches(chosen[part])))
-        if job.augment == "crop-flip":
-            x = crop_flip(x, moves(len(chosen), generator(job, step, images=True)).share(part))
-        return (x.contiguous(memory_format=torch.channels_last) if job.channels_last else x), y
-
-    return batch
-
-
-def _feature_batches(found: Tensor, y: Labels, fabric: Fabric) -> Batch:
-    def batch(chosen: Tensor, part: slice, step: int) -> tuple[Tensor, Labels]:
-        x, labels = fabric.to_device((found[chosen[part]], y[chosen[part]]))
-        return x, labels
-
-    return batch

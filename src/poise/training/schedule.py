@@ -6,7 +6,7 @@ import math
 
 from poise.defenses import Defense
 from poise.train_job import TrainJob
-from poise.training.budget import scaled
+from poise.training.budget import scale
 
 
 def learning_rate(job: TrainJob, step: int, steps: int) -> float:
@@ -40,7 +40,7 @@ def in_force(job: TrainJob, defense: Defense, step: int, steps: int) -> Defense:
     [0.25, 0.5, 0.5]
     """
     warm = job.eps_warmup * steps / job.epochs
-    return scaled(defense, ramp(step, warm)) if step < warm else defense
+    return scale(defense, ramp(step, warm)) if step < warm else defense
 
 
 def ramp(step: int, over: float) -> float:

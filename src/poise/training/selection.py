@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,15 @@ from poise.checks import InputError, NotFiniteError
 from poise.data import ImageSet
 from poise.modes import ask, evaluating
 from poise.shapes import Labels
+from poise.training.budget import budget
+from poise.training.devices import InPrecision
+
+if TYPE_CHECKING:
+    from poise.training.run import Run
 
 WATCHED = 512  # images looked at after every epoch
 STEPS = 5  # of the attacks on them
+EPS = 0.03  # the budget to look at where the defense has none: the paper's in evaluation
 
 
 def split(y: Labels, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +45,7 @@ def split(y: Labels, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return indices[~aside], indices[aside]
 
 
-def watched(train: Tensor, validation: Tensor) -> Tensor:
+def choose_watched(train: Tensor, validation: Tensor) -> Tensor:
     """The images looked at after every epoch: of the validation images, else a 50th of the others.
 
     At least 32 and at most 512, evenly spread: looking must stay cheap beside an epoch.
@@ -80,6 +87,32 @@ def best_epoch(scores: Sequence[float]) -> int:
     """
     known = [-math.inf if math.isnan(score) else score for score in scores]
     return known.index(max(known))
+
+
+def judge(run: Run) -> dict[str, Any]:
+    """Accuracy, accuracy under PGD, confidence under ConfSmooth; of which images; the score, if any.
+
+    Of a frozen backbone accuracy alone: its epochs are forwards, and attacks would cost more than they.
+    """
+    job, net = run.job, run.candidate
+    which = ["accuracy"] if job.freeze == "backbone" else ["accuracy", "pgd", "confidence"]
+    which += [job.select] if job.select == "confsmooth" else []
+    model = net if job.precision == "32-true" else InPrecision(net, run.fabric)
+    own = budget(run.defense, linf=True)
+    eps = EPS if own is None else own
+    few = choose_watched(run.train, run.validation)
+    found = measure(model, run.data, few, eps, which)
+    row: dict[str, Any] = {
+        "watched": "validation" if len(run.validation) else "train",
+        "accuracy": found["accuracy"],
+        "pgd_accuracy": found.get("pgd"),
+        "confidence": found.get("confidence"),
+    }
+    if job.select == "last":
+        return row
+    if job.select not in found or len(few) < len(run.validation):
+        found = measure(model, run.data, run.validation, eps, (job.select,))
+    return row | {"score": found[job.select]}
 
 
 def _counts(model: nn.Module, x: Tensor, y: Labels, eps: float, which: Sequence[str]) -> dict[str, float]:

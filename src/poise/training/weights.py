@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -86,11 +85,6 @@ def average(shadow: nn.Module, net: nn.Module, decay: float, step: int) -> None:
             ours.lerp_(new, 1 - decay)
         else:
             ours.copy_(new)
-
-
-def finite(net: nn.Module, loss: float) -> bool:
-    """Whether the loss and every weight are."""
-    return math.isfinite(loss) and all(bool(p.isfinite().all()) for p in net.parameters())
 
 
 def _state(net: nn.Module) -> Iterator[Tensor]:

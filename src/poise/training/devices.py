@@ -1,17 +1,18 @@
 """Several devices: who takes which images, and how gradients meet.
 
-The net is never wrapped: the attacks inside a defense would set off the wrapper's hooks and copy its
-buffers at every pass. Gradients are summed once a step instead, after the last backward pass, in one
-flat tensor. BatchNorm normalises each device's share by that share's own statistics, as DDP does;
-the running statistics are averaged over the devices after every step, so that all hold the same.
+Gradients are summed once a step, after the last backward pass, in one flat tensor. DDP gives the same
+numbers (benchmarks/gradients.py compares them) but asks more of a defense than that it is a loss, and a
+user's own has the same rights: the gradients of a pass in evaluation mode, which is how attacks ask, would
+stay unshared without a word, and weights that a loss does not use are refused. Every process would also
+need an image in every step, where the last batch may have fewer than there are processes. BatchNorm
+normalises each device's share by that share's own statistics, as with DDP; the running ones are averaged
+after every step, so that all hold the same.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from poise import store
 from poise.checks import InputError, check_choice, check_count
 from poise.shapes import Images, Logits
 from poise.train_job import TrainJob
@@ -43,7 +43,7 @@ def fabric_for(
         devices: processes a node, one a GPU; None takes what torchrun says, else 1.
         nodes: machines; None takes what torchrun says, else 1. Under SLURM give both numbers as in
             the batch script, and start with srun.
-        strategy: "auto" or one of Lightning's DDP strategies; gradients are averaged here.
+        strategy: "auto" or one of Lightning's DDP strategies, which start the processes.
         accelerator: "auto", "cpu", "cuda" ...
 
     Raises:
@@ -82,20 +82,6 @@ def check_fabric(fabric: Fabric, job: TrainJob) -> None:
     )
 
 
-def note_devices(folder: Path, fabric: Fabric, *, step: int) -> None:
-    """Note the devices in job.json; warn where the steps so far were made on others or by others."""
-    if not step:
-        store.note(folder, devices=fabric.world_size, **store.circumstances(fabric.device))
-    elif differ := store.join(folder, device=fabric.device, devices=fabric.world_size):
-        then, now = (", ".join(words) for words in zip(*differ, strict=True))
-        warnings.warn(
-            f"the run in {str(folder)!r} was on {then} up to step {step} and goes on with {now}: the model "
-            "is that of neither; of another number of devices also BatchNorm takes note, and every loss "
-            "of the batch as a whole",
-            stacklevel=4,
-        )
-
-
 class InPrecision(nn.Module):
     """The net in the Fabric's precision, logits in float32.
 
@@ -126,7 +112,7 @@ def shares(images: int, fabric: Fabric, parts: int) -> Iterator[slice]:
 
 
 @torch.no_grad()
-def meet(fabric: Fabric, net: nn.Module, weight: float) -> None:
+def sum_gradients(fabric: Fabric, net: nn.Module, weight: float) -> None:
     """Sum the gradients of all processes, and average the running statistics by their shares."""
     if fabric.world_size == 1:
         return
@@ -143,7 +129,7 @@ def meet(fabric: Fabric, net: nn.Module, weight: float) -> None:
         buffer.copy_(next(pieces).reshape(buffer.shape))
 
 
-def agreed(fabric: Fabric, code: int, step: int = 0) -> int:
+def agree(fabric: Fabric, code: int, step: int = 0) -> int:
     """The highest code of all processes, which leave the loop at the same step.
 
     One process has its way at once; several ask one another at every 16th step of an epoch, because
@@ -151,10 +137,10 @@ def agreed(fabric: Fabric, code: int, step: int = 0) -> int:
     """
     if fabric.world_size == 1:
         return code
-    return int(summed(fabric, torch.tensor(float(code)), "max")) if step % TOGETHER == 0 else 0
+    return int(reduce(fabric, torch.tensor(float(code)), "max")) if step % TOGETHER == 0 else 0
 
 
-def summed(fabric: Fabric, value: Tensor, how: str = "sum") -> Tensor:
+def reduce(fabric: Fabric, value: Tensor, how: str = "sum") -> Tensor:
     """A tensor's sum over the processes, or its maximum."""
     if fabric.world_size == 1:
         return value
@@ -163,7 +149,7 @@ def summed(fabric: Fabric, value: Tensor, how: str = "sum") -> Tensor:
     return total
 
 
-def together(fabric: Fabric, work: Callable[[], T]) -> T:
+def by_first(fabric: Fabric, work: Callable[[], T]) -> T:
     """What the first process's work gives, handed to all; if it is refused, all are."""
     if fabric.world_size == 1:
         return work()
