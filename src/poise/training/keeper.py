@@ -226,6 +226,6 @@ def _collapsed(net: nn.Module, data: ImageSet) -> bool:
         warnings.warn(
             "the trained model gives every image the same class: it has collapsed, and its robustness "
             "means nothing; try a lower learning rate, a smaller eps, or eps_warmup",
-            stacklevel=4,
+            stacklevel=7,  # whoever called train
         )
     return collapsed
