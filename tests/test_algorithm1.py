@@ -14,7 +14,7 @@ STEPS = 10
 SMOOTHING = 0.98
 GROW = 1.1
 ATTACKS = {"adaptive": adaptive, "confsmooth": confsmooth}
-NETS = [(seed, scale) for seed in range(3) for scale in (2.0, 30.0)]
+NETS = [(0, 2.0), (0, 30.0), (1, 30.0)]
 SIZES = [(0.004, 0.003), (0.03, 5 / 255), (0.2, 0.2)]
 
 
@@ -121,7 +121,7 @@ def test_an_image_alone_ends_where_the_printed_algorithm_ends(name, net, size):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_comparison_sees_every_branch_often(name):
     taken = sum((reference(name, net, size, False)[1] for net in NETS for size in SIZES), Counter())
-    assert min(taken["stepped back"], taken["improved"], taken["kept, no better"]) >= 50, taken
+    assert min(taken["stepped back"], taken["improved"], taken["kept, no better"]) >= 25, taken
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -159,7 +159,7 @@ def test_a_random_start_without_labels_takes_one_more_forward_for_the_prediction
     assert (net.forwards, net.backwards) == (7 + 6, 5 + 5)
 
 
-@pytest.mark.parametrize("margin", [0.0, 1e-4, 0.05])
+@pytest.mark.parametrize("margin", [0.0, 0.05])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"eps{size[0]}")
 @pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("name", ATTACKS)

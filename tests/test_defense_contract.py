@@ -129,14 +129,14 @@ def test_logits_in_half_precision_give_a_float32_loss(case):
 
 
 @every_case
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_any_batch_size_and_saturated_logits_give_finite_losses_and_gradients(case, n):
-    net, (x, y) = in_training(scale=400.0), batch(n)
-    with torch.no_grad():
-        assert copy.deepcopy(net)(x).abs().max() > 100
-    loss = case.defense()(net, x, y, generator())
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(gradients(net)).all()
+def test_any_batch_size_and_saturated_logits_give_finite_losses_and_gradients(case):
+    for n in (1, 2, 3, 7):
+        net, (x, y) = in_training(scale=400.0), batch(n)
+        with torch.no_grad():
+            assert copy.deepcopy(net)(x).abs().max() > 100
+        loss = case.defense()(net, x, y, generator())
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(gradients(net)).all(), n
 
 
 @every_case
@@ -159,11 +159,10 @@ def test_the_generator_matters_exactly_to_those_who_draw(case):
 
 
 @every_case
-@pytest.mark.parametrize("source", [None, 3])
-def test_nobody_s_random_state_is_touched(case, source):
-    own = None if source is None else generator(source)
+def test_nobody_s_random_state_is_touched(case):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    case.defense()(in_training(), *batch(), own)
+    for own in (None, generator(3)):
+        case.defense()(in_training(), *batch(), own)
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
@@ -324,9 +323,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("name", "argument"), [(name, a) for name in TABLE for a in takes(name)])
-def test_every_number_asked_for_makes_another_defense(name, argument):
-    assert defenses.build(name, **{argument: CHANGES[argument]}) != TABLE[name]()
+@every_name
+def test_every_number_asked_for_makes_another_defense(name):
+    for argument in takes(name):
+        assert defenses.build(name, **{argument: CHANGES[argument]}) != TABLE[name](), argument
 
 
 BAD = {
@@ -349,13 +349,12 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "value"),
-    [(name, a, value) for name in TABLE for a in takes(name) for value in BAD.get(a, ())],
-)
-def test_a_value_out_of_range_is_refused_by_its_name(name, argument, value):
-    with pytest.raises(InputError, match=f"{argument}.*{value!r}"):
-        TABLE[name](**{argument: value})
+@every_name
+def test_a_value_out_of_range_is_refused_by_its_name(name):
+    for argument, values in BAD.items():
+        for value in values if argument in takes(name) else ():
+            with pytest.raises(InputError, match=f"{argument}.*{value!r}"):
+                TABLE[name](**{argument: value})
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if "steps" in takes(name)])
@@ -374,10 +373,10 @@ def test_build_refuses_what_a_defense_does_not_take():
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if "step" in takes(name)])
-@pytest.mark.parametrize("step", [0, 0.0])
-def test_a_step_of_nothing_is_refused(name, step):
-    with pytest.raises(InputError, match=f"step must be a number above 0, got {step!r}"):
-        TABLE[name](step=step)
+def test_a_step_of_nothing_is_refused(name):
+    for step in (0, 0.0):
+        with pytest.raises(InputError, match=f"step must be a number above 0, got {step!r}"):
+            TABLE[name](step=step)
 
 
 def test_a_defense_of_an_attack_without_steps_is_refused_however_it_is_made():

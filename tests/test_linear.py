@@ -13,9 +13,8 @@ from nets import Linear, confidence, images, predictions
 from poise.attacks import adaptive, confsmooth, dropout_accumulated, fgsm, pgd
 
 EPS = 0.06
-SHAPES = [(1, 1, 2), (1, 28, 28), (3, 8, 8)]
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-each_batch = pytest.mark.parametrize("n", [1, 9])
+TASKS = [(0, (1, 1, 2), 9), (1, (1, 28, 28), 1), (1, (1, 28, 28), 9), (2, (3, 8, 8), 9)]
+each_task = pytest.mark.parametrize(("seed", "shape", "n"), TASKS, ids=str)
 each_seed = pytest.mark.parametrize("seed", range(3))
 CLOSE = {"rtol": 0, "atol": 1e-12}
 
@@ -52,9 +51,7 @@ def mirrored(model):
     return Linear(-model.weight, -model.bias)
 
 
-@each_seed
-@each_shape
-@each_batch
+@each_task
 @pytest.mark.parametrize("winner", [0, 1])
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_gap_attack_reaches_the_corner_where_no_label_is_in_reach(keep, winner, n, shape, seed):
@@ -67,9 +64,7 @@ def test_the_gap_attack_reaches_the_corner_where_no_label_is_in_reach(keep, winn
     torch.testing.assert_close(x_adv, optimum, **CLOSE)
 
 
-@each_seed
-@each_shape
-@each_batch
+@each_task
 def test_the_gap_attack_reaches_the_pole_of_the_l2_ball_where_the_box_is_far(n, shape, seed):
     x = 0.25 + 0.5 * images(n, seed, shape=shape, dtype=torch.float64)
     model = out_of_reach(seed, shape, x)
@@ -100,9 +95,7 @@ def within_reach(n, seed, shape, norm):
     return model, x
 
 
-@each_seed
-@each_shape
-@each_batch
+@each_task
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_gap_attack_comes_down_to_one_half_and_half_the_margin(norm, n, shape, seed):
     model, x = within_reach(n, seed, shape, norm)
@@ -117,9 +110,7 @@ def test_the_gap_attack_comes_down_to_one_half_and_half_the_margin(norm, n, shap
         assert (reached <= floor + 1e-3).all()
 
 
-@each_seed
-@each_shape
-@each_batch
+@each_task
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_confsmooth_comes_down_to_the_smoothed_target(norm, n, shape, seed):
     # With ε = .98 and K = 2 eq. 7 is least at a confidence of .02 + .49 = .51, and the steps straddle it.
@@ -130,9 +121,7 @@ def test_confsmooth_comes_down_to_the_smoothed_target(norm, n, shape, seed):
     assert (confidence(model, x_adv, y) <= 0.51 + 1e-3).all()
 
 
-@each_seed
-@each_shape
-@each_batch
+@each_task
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_pgd_reaches_the_worst_corner_also_across_the_boundary(keep, n, shape, seed):
     x = images(n, seed, shape=shape, dtype=torch.float64)
@@ -145,12 +134,11 @@ def test_pgd_reaches_the_worst_corner_also_across_the_boundary(keep, n, shape, s
     torch.testing.assert_close(fgsm(eps=EPS)(model, x, y), optimum, **CLOSE)
 
 
-@each_seed
-@each_shape
-def test_pgd_reaches_the_worst_pole_of_the_l2_ball(shape, seed):
-    x = 0.25 + 0.5 * images(6, seed, shape=shape, dtype=torch.float64)
+@each_task
+def test_pgd_reaches_the_worst_pole_of_the_l2_ball(n, shape, seed):
+    x = 0.25 + 0.5 * images(n, seed, shape=shape, dtype=torch.float64)
     model = Linear(weights(seed, shape))
-    y = torch.arange(6) % 2
+    y = torch.arange(n) % 2
     optimum = x + EPS * away_from(y) * model.weight
     for attack in (pgd(eps=EPS, step=0.02, steps=4, norm="l2"), fgsm(eps=EPS, norm="l2")):
         torch.testing.assert_close(attack(model, x, y), optimum, **CLOSE)

@@ -7,6 +7,8 @@ Batches are powers of two, because torchattacks takes the gradient of the mean l
 the sum: then the two differ by an exact factor.
 """
 
+from itertools import cycle
+
 import pytest
 import torch
 import torchattacks
@@ -15,8 +17,7 @@ from nets import conv_net, images, predictions
 from poise.attacks import fgsm, pgd
 
 EPSILONS = [1e-3, 1 / 255, 0.03, 8 / 255, 0.1, 0.3]
-each_seed = pytest.mark.parametrize("seed", range(4))
-each_eps = pytest.mark.parametrize("eps", EPSILONS)
+each_eps = pytest.mark.parametrize(("eps", "seed"), zip(EPSILONS, cycle(range(4))))  # a net for each
 
 
 def dark(n, seed):
@@ -39,7 +40,6 @@ def apart(ours, theirs):
     return ((ours - theirs).abs() > 2e-7).double().mean().item()
 
 
-@each_seed
 @each_eps
 @pytest.mark.parametrize("make", [images, dark])
 def test_fgsm(make, eps, seed):
@@ -49,7 +49,6 @@ def test_fgsm(make, eps, seed):
     assert apart(fgsm(eps=eps)(net, x, y), torchattacks.FGSM(net, eps=eps)(x, y)) == 0
 
 
-@each_seed
 @each_eps
 @pytest.mark.parametrize("steps", [1, 2, 10])
 @pytest.mark.parametrize("make", [images, dark])
@@ -63,7 +62,7 @@ def test_pgd(make, steps, eps, seed):
         assert apart(ours(net, x, y), theirs(x, y)) <= (0.01 if steps > 1 else 0)
 
 
-@each_seed
+@pytest.mark.parametrize("seed", range(4))
 def test_pgd_on_the_prediction_is_what_no_labels_mean(seed):
     net, x = conv_net(seed), images(16, seed)
     theirs = torchattacks.PGD(net, eps=0.03, alpha=0.01, steps=5, random_start=False)
