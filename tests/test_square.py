@@ -203,9 +203,9 @@ def test_nothing_to_do_gives_x_and_asks_nothing(make, norm):
 def test_more_queries_of_one_horizon_are_never_worse(make, norm):
     net, x = conv_net(scale=30.0, dtype=torch.float64), images(16, 10, dtype=torch.float64)
     attack = replace(attack_of(make, norm), horizon=40)
-    goal = attack.aim.goal(net(x).detach(), None, Draw.of(x))
+    goal = attack.criterion.goal(net(x).detach(), None, Draw.of(x))
     losses = [
-        attack.aim.score(net(replace(attack, queries=n)(net, x)).detach(), goal).loss
+        attack.criterion.score(net(replace(attack, queries=n)(net, x)).detach(), goal).loss
         for n in (0, 1, 2, 3, 10, 40)
     ]
     for before, after in itertools.pairwise(losses):
@@ -257,7 +257,7 @@ def test_random_confidences_are_aimed_at_and_come_nearer_for_every_image(norm, t
     y = predictions(net, x)
     attack = square_random_confidence(eps={"linf": 0.2, "l2": 1.2}[norm], norm=norm, queries=80)
     x_adv, spent = attack.run(net, x, generator=generator(3))
-    target = attack.aim.goal(net(x).detach(), None, Draw.of(x, generator(3))).want
+    target = attack.criterion.goal(net(x).detach(), None, Draw.of(x, generator(3))).want
     assert (target > 0.15).all() and (target < 0.99).all() and target.std() > 0.15
     before, after = ((confidence(net, at, y) - target).abs() for at in (x, x_adv))
     assert (after <= before + 1e-6).all()

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from poise import labels
-from poise.attacks.descent import Attack
+from poise.attacks import Attack, run
 from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
 from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
 from poise.metrics import perturbation
@@ -109,8 +109,7 @@ class Home:
         clean, plain = _judge(self.model, x, y)
         model = self.model if plain else LogitsAlone(self.model)
         generator = torch.Generator().manual_seed(seed)
-        wanted = y if getattr(attack, "uses_labels", False) else None
-        x_adv = attack(model, x.clone(), wanted, generator=generator)  # it may write into its input
+        x_adv = run(attack, model, x.clone(), y, generator=generator)  # it may write into its input
         check_images(x_adv, "what the attack returned")
         if x_adv.shape != x.shape:
             raise InputError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,18 @@ from poise.checks import check_number, settle
 from poise.shapes import Labels, Logits, Mask, PerSample
 
 Objective: TypeAlias = Callable[[Logits, Labels], PerSample]
+Wants: TypeAlias = Literal["lower", "higher", "apart", "target", "mislabel", "unknown"]
+WANTS: tuple[Wants, ...] = get_args(Wants)
+
+
+def wants_of(objective: Objective) -> Wants:
+    """Where p_y goes when the objective falls, as the objective says by `wants`; "unknown" without it.
+
+    >>> wants_of(Gap()), wants_of(Negative(Gap())), wants_of(lambda logits, y: logits[:, 0])
+    ('lower', 'higher', 'unknown')
+    """
+    found: Wants = getattr(objective, "wants", "unknown")
+    return found
 
 
 def rival(values: Logits, y: Labels) -> PerSample:
@@ -56,6 +68,8 @@ class Gap:
     0.2
     """
 
+    wants: ClassVar[Wants] = "lower"
+
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         p = logits.softmax(dim=1)
         return p.gather(1, y[:, None])[:, 0] - rival(p, y)
@@ -69,6 +83,8 @@ class Confidence:
     >>> Confidence()(torch.zeros(1, 4), torch.tensor([2])).tolist()
     [0.25]
     """
+
+    wants: ClassVar[Wants] = "lower"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return logits.softmax(dim=1).gather(1, y[:, None])[:, 0]
@@ -96,6 +112,12 @@ class SmoothedCrossEntropy:
             hint="it is the mass spread evenly over the classes (ε of eq. 7)",
         )
 
+    @property
+    def wants(self) -> Wants:
+        """Up without smoothing, down with nothing else; between them p_y is at rest inside."""
+        ends: dict[float, Wants] = {0.0: "higher", 1.0: "lower"}
+        return ends.get(self.smoothing, "target")
+
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         log_q = logits.log_softmax(dim=1)
         own = F.nll_loss(log_q, y, reduction="none")
@@ -112,6 +134,8 @@ class NegativeCrossEntropy:
     [-0.6931471824645996]
     """
 
+    wants: ClassVar[Wants] = "lower"
+
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return -F.cross_entropy(logits, y, reduction="none")
 
@@ -126,6 +150,12 @@ class Negative:
     """
 
     of: Objective
+
+    @property
+    def wants(self) -> Wants:
+        """The other way."""
+        opposite: dict[Wants, Wants] = {"lower": "higher", "higher": "lower"}
+        return opposite.get(wants_of(self.of), "unknown")
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return -self.of(logits, y)
@@ -144,6 +174,7 @@ class Distance:
     1.0986
     """
 
+    wants: ClassVar[Wants] = "target"
     target: float | Tensor
     odds: bool = False
 
@@ -168,6 +199,7 @@ class Split:
     mask: Mask
     chosen: Objective
     rest: Objective
+    wants: ClassVar[Wants] = "apart"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return torch.where(self.mask, self.chosen(logits, y), self.rest(logits, y))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 
@@ -14,9 +14,17 @@ Accept: TypeAlias = Literal["label", "improving"]
 StepRule: TypeAlias = Callable[[Point, Point, PerSample], tuple[Mask, PerSample]]
 
 
+def keeps_label(rule: StepRule) -> bool:
+    """Whether no step that changes the label is kept, as the rule says by `keeps_label`; not without it."""
+    found: bool = getattr(rule, "keeps_label", False)
+    return found
+
+
 @dataclass(frozen=True)
 class Always:
     """Keep every step; the size stays."""
+
+    keeps_label: ClassVar[bool] = False
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
         return torch.ones_like(size, dtype=torch.bool), size
@@ -37,6 +45,7 @@ class StepBack:
     grow: float = 1.1  # λ of eq. 5
     margin: float = 0.0
     improving: bool = False
+    keeps_label: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         settle(self)
@@ -71,6 +80,7 @@ class Backtrack:
     shrink: float = 0.5
     grow: float = 1.1
     margin: float = 0.0
+    keeps_label: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         settle(self)
@@ -85,6 +95,8 @@ class Backtrack:
 @dataclass(frozen=True)
 class KeepPrediction:
     """Keep a step while the prediction stays what it is, whatever y; the size stays."""
+
+    keeps_label: ClassVar[bool] = True
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
         return new.logits.argmax(dim=1) == at.logits.argmax(dim=1), size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Linf:
     """
 
     eps: float
+    norm: ClassVar[str] = "linf"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -106,6 +107,7 @@ class L2:
     """
 
     eps: float
+    norm: ClassVar[str] = "l2"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -142,6 +144,7 @@ class L1:
     """
 
     eps: float
+    norm: ClassVar[str] = "l1"
 
     def __post_init__(self) -> None:
         settle(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from poise.adversarial_sets.rounding import to_8_bits
+from poise.attacks import Aim
 from poise.evaluation import evaluate
 from poise.records import Records
 from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
@@ -18,7 +19,7 @@ SHARES = (0.98, 0.95, 0.9, 0.8, 0.6, 0.3, 0.0)  # of the change, tried in turn: 
 class _Replay:
     """An attack that hands out images made before, batch by batch."""
 
-    uses_labels = False
+    aim = Aim(labels="prediction", keeps_label=False, wants="unknown")
 
     def __init__(self, x_adv: Images) -> None:
         self.batches = iter(torch.split(x_adv, BATCH))

@@ -1,12 +1,12 @@
 """Attacks: frozen values, `attack(model, x) -> x_adv`. A new one is a file and a line here."""
 
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Any
 
 from poise import naming
 from poise.attacks.ace import ace
 from poise.attacks.adaptive import adaptive
+from poise.attacks.aim import Aim, Attack, aim_of, run
 from poise.attacks.apgd import apgd_ce, apgd_dlr
 from poise.attacks.auto import auto
 from poise.attacks.calibration import (
@@ -18,7 +18,7 @@ from poise.attacks.calibration import (
 from poise.attacks.carlini import cw
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.deepfool import deepfool
-from poise.attacks.descent import Attack, Descent
+from poise.attacks.descent import Descent
 from poise.attacks.dropout import dropout, dropout_accumulated, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
 from poise.attacks.pgd import pgd
@@ -80,17 +80,18 @@ def seeks_nearest(name: str) -> bool:
     >>> [name for name in ATTACKS if seeks_nearest(name)]
     ['cw', 'deepfool']
     """
-    eps = signature(naming.lookup({**ATTACKS, **READINGS}, name, "attack")).parameters.get("eps")
-    return eps is not None and eps.default is None
+    return build(name).aim.nearest
 
 
 __all__ = [
     "ATTACKS",
     "READINGS",
+    "Aim",
     "Attack",
     "Descent",
     "ace",
     "adaptive",
+    "aim_of",
     "apgd_ce",
     "apgd_dlr",
     "auto",
@@ -108,6 +109,7 @@ __all__ = [
     "pgd",
     "pgd_bisect",
     "random_confidence",
+    "run",
     "seeks_nearest",
     "square",
     "square_max_miscalibration",

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, check_finite, judged, rejudged
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_finite, judged, rejudged
 from poise.attacks.descent import Descent, pulse
 from poise.checks import check_count, settle
 from poise.draws import Draw
@@ -25,7 +26,8 @@ class Ace:
     backward, `halvings` + 3 forwards. Without y every prediction counts as right.
     """
 
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=True, wants="apart")
+    uses_labels = property(takes_true_labels)
 
     ball: Ball
     step: float
@@ -35,25 +37,14 @@ class Ace:
         settle(self)
         check_count("halvings", self.halvings)
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        x, y = accepted(x, y)
-        if len(x) == 0:
-            return x
-        with torch.inference_mode(False):
-            return self._moved(model, x, y)
-
-    def _moved(self, model: Model, x: Images, y: Labels | None) -> Images:
         prediction = judged(model, x, y).argmax(dim=1)
         right = prediction == (prediction if y is None else y)
-        aim = Split(right, Confidence(), Negative(Confidence()))
-        once = Descent(objective=aim, rule=Always(), ball=self.ball, step=self.step, steps=1)
+        apart = Split(right, Confidence(), Negative(Confidence()))
+        once = Descent(objective=apart, rule=Always(), ball=self.ball, step=self.step, steps=1)
         start = next(once.path(model, x, prediction))
         assert start.grad is not None
         check_finite(torch.isfinite(pulse(start)))

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, check_finite, judged
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_finite, judged
 from poise.attacks.descent import chosen, pulse, seen
 from poise.attacks.worst_case import Restarts
 from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.modes import differentiable
-from poise.objectives import NegativeCrossEntropy, Objective, rival
+from poise.objectives import NegativeCrossEntropy, Objective, Wants, rival
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
 from poise.threat import Ball, ball, check_step, held
 
@@ -29,6 +30,8 @@ class Lead:
     [1.0]
     """
 
+    wants: ClassVar[Wants] = "lower"
+
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         return logits.gather(1, y[:, None])[:, 0] - rival(logits, y)
 
@@ -43,6 +46,8 @@ class LogitsRatio:
     >>> LogitsRatio()(torch.tensor([[4.0, 3.0, 2.0, 0.0]]), torch.tensor([0])).tolist()  # (4 − 3) / (4 − 2)
     [0.5]
     """
+
+    wants: ClassVar[Wants] = "lower"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
         lead = Lead()(logits, y)
@@ -70,7 +75,8 @@ class Apgd:
         random_start: begin at a random point of the ball, not at x.
     """
 
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=False, wants="mislabel")
+    uses_labels = property(takes_true_labels)
 
     objective: Objective
     ball: Ball
@@ -84,25 +90,18 @@ class Apgd:
         check_step(self.step, self.ball)
         check_count("steps", self.steps)
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
         """The attacked images; arguments and refusals are those of `Descent`, y the true labels."""
-        center, y = accepted(x, y)
-        if self.steps == 0 or len(x) == 0:
-            return center
-        draw, start = Draw.of(center, generator), center
+        draw, start = Draw.of(x, generator), x
         with differentiable(model):
             if self.random_start:
-                clean = judged(model, center, y)
-                y, start = clean.argmax(dim=1) if y is None else y, self.ball.sample(center, draw)
+                clean = judged(model, x, y)
+                y, start = clean.argmax(dim=1) if y is None else y, self.ball.sample(x, draw)
             at = seen(model, self.objective, start, y, grad=True, check=True)
-            return replace(self, ball=held(self.ball, center))._walk(model, center, at, draw)
+            return replace(self, ball=held(self.ball, x))._walk(model, x, at, draw)
 
     def _walk(self, model: Model, center: Images, at: Point, draw: Draw) -> Images:
         goal, marks = self.goal or self.objective, checkpoints(self.steps)

@@ -7,8 +7,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
-from poise.checks import check_count, check_logits, check_number, settle
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_finite, gradient_of, look_at, wide
+from poise.checks import check_count, check_number, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import holds, rival
@@ -50,7 +51,8 @@ class Auto:
         margin: the least lead of p_y over its rival at a point that is returned, x itself excepted.
     """
 
-    uses_labels: ClassVar[bool] = False
+    aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="lower")
+    uses_labels = property(takes_true_labels)
 
     ball: Ball
     step: float
@@ -63,31 +65,20 @@ class Auto:
         check_count("steps", self.steps)
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
         """The attacked images; arguments and refusals are those of `Descent`, y the labels to keep."""
-        center, y = accepted(x, y)
-        if self.steps == 0 or len(x) == 0:
-            return center
         with differentiable(model):
-            best, far, finite = self._walk(model, center, y)
-            best = self._approach(model, center, best, far, finite)
+            best, far, finite = self._walk(model, x, y)
+            best = self._approach(model, x, best, far, finite)
         check_finite(finite)
         return best.x
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Look, Look, Mask]:
         ball, draw, speed = held(self.ball, center), Draw.of(center), torch.zeros_like(center)
-        at = center.clone().requires_grad_()
-        logits = ask(model, at)
-        check_logits(logits, len(at), y)
-        check_differentiable(logits)
-        y = logits.argmax(dim=1) if y is None else y
+        at, logits, y = look_at(model, center, y)
         best = new = self._look(logits, y, at)
         far = best._replace(top=torch.full_like(best.top, torch.inf))  # lowest where the label is lost
         sharp = (SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)

@@ -12,7 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from poise.attacks.common import accepted, judged
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, judged
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.descent import Descent
 from poise.checks import check_number
@@ -20,7 +21,7 @@ from poise.draws import Draw
 from poise.objectives import Confidence, Distance, Negative, SmoothedCrossEntropy, Split
 from poise.rules import Backtrack, StepBack
 from poise.shapes import Images, Labels, Model, PerSample
-from poise.threat import ball, first_step
+from poise.threat import Ball, ball, first_step
 
 MARGIN = 1e-4  # by how much the label has to hold, in probability
 
@@ -89,22 +90,20 @@ class RandomConfidence:
     """
 
     descent: Descent  # towards whatever target: each call sets it
-    uses_labels: ClassVar[bool] = False
+    aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="target")
+    uses_labels = property(takes_true_labels)
 
+    @property
+    def ball(self) -> Ball:
+        """Where the images may go."""
+        return self.descent.ball
+
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        x, y = accepted(x, y)
-        if len(x) == 0 or self.descent.steps == 0:
-            return x
         logits = judged(model, x, y)
-        with torch.inference_mode(False):
-            target = self.targets(x, logits.shape[1], generator=generator).to(logits.dtype)
+        target = self.targets(x, logits.shape[1], generator=generator).to(logits.dtype)
         aimed = replace(self.descent, objective=Distance(target, odds=True), goal=Distance(target))
         return aimed(model, x, logits.argmax(dim=1) if y is None else y)
 
@@ -138,22 +137,20 @@ class MaxMiscalibration:
     """
 
     under: Descent
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=True, wants="apart")
+    uses_labels = property(takes_true_labels)
 
+    @property
+    def ball(self) -> Ball:
+        """Where the images may go."""
+        return self.under.ball
+
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        x, y = accepted(x, y)
-        if len(x) == 0 or self.under.steps == 0:
-            return x
         prediction = judged(model, x, y).argmax(dim=1)
-        with torch.inference_mode(False):
-            right = prediction == (prediction if y is None else y)
+        right = prediction == (prediction if y is None else y)
         both = replace(
             self.under,
             objective=Split(right, self.under.objective, SmoothedCrossEntropy(0.0)),

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
-from poise.checks import check_count, check_logits, check_number, settle
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_finite, gradient_of, look_at, wide
+from poise.checks import check_count, check_number, settle
 from poise.modes import ask, differentiable
 from poise.objectives import rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
@@ -29,7 +30,9 @@ class CarliniWagner:
     c, w can move by lr·steps / 2, and 2.4 is all the way from black to white.
     """
 
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=False, wants="mislabel", nearest=True)
+    uses_labels = property(takes_true_labels)
+    norm: ClassVar[str] = "l2"
 
     steps: int  # gradients for every c
     confidence: float  # by how much another logit must lead that of y
@@ -47,25 +50,20 @@ class CarliniWagner:
         check_number("initial", self.initial, 1e-12, 1e12)
         check_number("eps", 0 if self.eps is None else self.eps, 0)
 
+    @attack_call
     def __call__(
-        self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
         """The nearest misclassified images found, x where none was; refusals are those of `Descent`."""
-        center, y = accepted(x, y)
-        if self.steps == 0 or len(x) == 0:
-            return center
         with differentiable(model):
-            logits = ask(model, center.clone().requires_grad_())
-            check_logits(logits, len(x), y)
-            check_differentiable(logits)
-            y = logits.argmax(dim=1) if y is None else y
+            _, logits, y = look_at(model, x, y)
             lost = _lead(logits.detach(), y) < -self.confidence
-            zero = torch.zeros_like(lost, dtype=torch.promote_types(center.dtype, torch.float32))
-            longest = math.inf if self.eps is None else reach("l2", self.eps, center)
-            best, length = center, (zero.double() + longest).where(~lost, 0)
+            zero = torch.zeros_like(lost, dtype=torch.promote_types(x.dtype, torch.float32))
+            longest = math.inf if self.eps is None else reach("l2", self.eps, x)
+            best, length = x, (zero.double() + longest).where(~lost, 0)
             c, low, high = zero + self.initial, zero, zero + math.inf
             for _ in range(self.binary_search):
-                best, length, found = self._descend(model, center, y, c, best, length)
+                best, length, found = self._descend(model, x, y, c, best, length)
                 low, high = torch.where(found, low, c), torch.where(found, c, high)
                 c = torch.where(low > 0, (low * high).sqrt(), high / 10).where(high.isfinite(), low * 10)
             return best

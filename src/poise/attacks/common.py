@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -13,14 +16,40 @@ from poise.checks import (
     check_logits,
 )
 from poise.given import called
-from poise.modes import evaluating
+from poise.modes import ask, evaluating
 from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
+
+Walk: TypeAlias = Callable[[Any, Model, Images, Labels | None, torch.Generator | None], Images]
 
 NO_GRADIENT = (
     "the model's output carries no gradient with respect to x: take away its no_grad, detach, integer "
     "or NumPy step, or use a black-box attack"
 )
+
+
+def attack_call(walk: Walk) -> Callable[..., Images]:
+    """An attack's `__call__(model, x, y=None, *, generator=None)`, made of its walk from checked images.
+
+    The walk is not begun for an empty batch or for no steps, and may keep gradients anywhere.
+    """
+
+    def call(
+        self: Any,
+        model: Model,
+        x: Images,
+        y: Labels | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Images:
+        x, y = accepted(x, y)
+        if len(x) == 0 or getattr(self, "steps", 1) == 0:
+            return x
+        with torch.inference_mode(False):
+            return walk(self, model, x, y, generator)
+
+    call.__doc__ = walk.__doc__ or "The attacked images; arguments and refusals are those of `Descent`."
+    return call
 
 
 def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
@@ -38,6 +67,15 @@ def judged(model: Model, x: Images, y: Labels | None = None) -> Logits:
     logits = _forward(model, x)
     check_logits(logits, len(x), y)
     return wide(logits)
+
+
+def look_at(model: Model, x: Images, y: Labels | None) -> tuple[Images, Logits, Labels]:
+    """The images as leaves of a graph, their logits with it, checked, and y or else the prediction."""
+    at = x.clone().requires_grad_()
+    logits = ask(model, at)
+    check_logits(logits, len(at), y)
+    check_differentiable(logits)
+    return at, logits, logits.argmax(dim=1) if y is None else y
 
 
 def rejudged(model: Model, x_adv: Images) -> Logits:

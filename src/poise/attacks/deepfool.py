@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
-from poise.checks import check_count, check_logits, check_number, settle
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_finite, gradient_of, look_at, wide
+from poise.checks import check_count, check_number, settle
 from poise.modes import ask, differentiable
 from poise.naming import known_name
 from poise.objectives import rival
@@ -30,7 +31,8 @@ class DeepFool:
     never does is returned where the last step left it.
     """
 
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=False, wants="mislabel", nearest=True)
+    uses_labels = property(takes_true_labels)
 
     steps: int  # the most that an image takes
     overshoot: float  # the share of r that is added to cross the boundary
@@ -46,27 +48,21 @@ class DeepFool:
         check_count("candidates", self.candidates, 2)
         check_number("eps", 0 if self.eps is None else self.eps, 0)
 
+    @attack_call
     def __call__(
-        self, model: Model, x: Images, y: Labels | None = None, *, generator: torch.Generator | None = None
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
         """The images moved by (1 + overshoot)·r, those within eps; refusals are those of `Descent`."""
-        center, y = accepted(x, y)
-        if self.steps == 0 or len(x) == 0:
-            return center
         with differentiable(model):
-            moved = self._walk(model, center, y)
+            moved = self._walk(model, x, y)
             if self.eps is None:
                 return moved
-            delta = moved.double() - center.double()
+            delta = moved.double() - x.double()
             far = torch.linalg.vector_norm(delta.flatten(1), ord=ORDERS[self.norm], dim=1)
-            return torch.where(per_image(far <= reach(self.norm, self.eps, center)), moved, center)
+            return torch.where(per_image(far <= reach(self.norm, self.eps, x)), moved, x)
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> Images:
-        at = center.clone().requires_grad_()
-        logits = ask(model, at)
-        check_logits(logits, len(at), y)
-        check_differentiable(logits)
-        y = logits.argmax(dim=1) if y is None else y
+        at, logits, y = look_at(model, center, y)
         others = logits.detach().scatter(1, y[:, None], -math.inf)
         others = others.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
         slack = torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1)  # not to end in a tie

@@ -4,40 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 
+from poise.attacks.aim import Aim
 from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import InputError, check_choice, check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
-from poise.objectives import Objective
-from poise.rules import Always, StepRule
+from poise.objectives import Objective, wants_of
+from poise.rules import Always, StepRule, keeps_label
 from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
 from poise.threat import Ball, check_step, held
 
 Keep: TypeAlias = Literal["last", "best"]
-
-
-class Attack(Protocol):
-    """A frozen value that turns images into attacked images."""
-
-    @property
-    def uses_labels(self) -> bool:
-        """Whether y is the true label; otherwise it is the prediction, and may be left out."""
-        ...
-
-    def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Images:
-        """The attacked images."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +64,19 @@ class Descent:
                 "random_start goes with attacks against the true label (uses_labels=True): a walk "
                 "that keeps the label begins at x"
             )
+
+    @property
+    def aim(self) -> Aim:
+        """What follows from its goal, its rule and the labels that it uses."""
+        goal = self.goal or self.objective
+        kept = keeps_label(self.rule) or (self.keep == "best" and not self.uses_labels)
+        wants, target = wants_of(goal), getattr(goal, "target", None)
+        return Aim(
+            labels="true" if self.uses_labels else "prediction",
+            keeps_label=kept,
+            wants="mislabel" if self.uses_labels and wants == "lower" and not kept else wants,
+            target=target if isinstance(target, float) else None,
+        )
 
     def __call__(
         self,

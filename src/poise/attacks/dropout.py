@@ -96,8 +96,8 @@ def dropout_cited(
     Rescaled, so it breaks its budget; a step that changes the prediction is taken back; the last
     point is returned. For misclassified images the direction is not that of the stated aim.
 
-    >>> dropout_cited().uses_labels
-    True
+    >>> dropout_cited().aim.labels
+    'true'
     """
     return Descent(
         objective=NegativeCrossEntropy(),

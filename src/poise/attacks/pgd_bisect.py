@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.common import accepted, judged, standing
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, judged, standing
 from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
 from poise.checks import check_count, check_number, settle
 from poise.shapes import Images, Labels, Model, per_image
-from poise.threat import between
+from poise.threat import Ball, between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,28 +26,27 @@ class PgdBisect:
     `pgd.steps` gradients, `bisections` + 1 more forwards than PGD, and one for the prediction.
     """
 
-    uses_labels: ClassVar[bool] = False
+    aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="lower")
+    uses_labels = property(takes_true_labels)
 
     pgd: Descent
     bisections: int = 10
     margin: float = 1e-4
+
+    @property
+    def ball(self) -> Ball:
+        """Where the images may go."""
+        return self.pgd.ball
 
     def __post_init__(self) -> None:
         settle(self)
         check_count("bisections", self.bisections)
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        x, y = accepted(x, y)
-        if len(x) == 0 or self.pgd.steps == 0:
-            return x
         logits = judged(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         found, lowest = x, logits.softmax(dim=1).amax(dim=1)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.square_moves import Moves, moves
 from poise.checks import (
     InputError,
@@ -24,8 +25,9 @@ from poise.checks import (
 )
 from poise.draws import Draw
 from poise.modes import ask, evaluating
-from poise.objectives import holds, rival
+from poise.objectives import Wants, holds, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
+from poise.threat import Ball
 
 Outputs: TypeAlias = Literal["logits", "probabilities"]
 
@@ -37,7 +39,7 @@ class Goal(NamedTuple):
     """What the search wants of each image."""
 
     label: Labels  # the class that is to be kept, or to be lost
-    want: PerSample  # the aim's own number, e.g. a confidence to reach
+    want: PerSample  # the criterion's own number, e.g. a confidence to reach
 
 
 class Score(NamedTuple):
@@ -48,12 +50,17 @@ class Score(NamedTuple):
     done: Mask  # near enough: the image is queried no more
 
 
-class Aim(Protocol):
+class Criterion(Protocol):
     """What a random search is for."""
 
     @property
     def uses_labels(self) -> bool:
         """Whether y is the true label; otherwise it plays no part."""
+        ...
+
+    @property
+    def wants(self) -> Wants:
+        """Where the confidence is to go."""
         ...
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:
@@ -75,9 +82,8 @@ class Misclassify:
     ([2.0, -2.0], [False, True])
     """
 
-    @property
-    def uses_labels(self) -> bool:
-        return True
+    uses_labels: ClassVar[bool] = True
+    wants: ClassVar[Wants] = "mislabel"
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:
         return Goal(z.argmax(dim=1) if y is None else y, torch.zeros_like(z[:, 0]))
@@ -95,7 +101,7 @@ class Search:
     first. One that has reached its goal is shown no more. What is returned is never worse than x.
 
     Args:
-        aim: what is wanted, and how near to it logits are.
+        criterion: what is wanted, and how near to it logits are.
         moves: where to look next, and the ball.
         queries: the most that may be spent on an image.
         p_init: the first squares' share of the image's area.
@@ -106,7 +112,7 @@ class Search:
         outputs: what the model returns, as a tensor or a NumPy array.
     """
 
-    aim: Aim
+    criterion: Criterion
     moves: Moves
     queries: int
     p_init: float
@@ -125,9 +131,21 @@ class Search:
             check_count("horizon", self.horizon, 1)
         check_choice("outputs", self.outputs, ("logits", "probabilities"))
 
+    uses_labels = property(takes_true_labels)
+
     @property
-    def uses_labels(self) -> bool:
-        return self.aim.uses_labels
+    def aim(self) -> Aim:
+        """What follows from its criterion; a margin keeps the label."""
+        return Aim(
+            labels="true" if self.criterion.uses_labels else "prediction",
+            keeps_label=self.margin is not None,
+            wants=self.criterion.wants,
+        )
+
+    @property
+    def ball(self) -> Ball:
+        """Where the images may go."""
+        return self.moves.ball
 
     def __call__(
         self,
@@ -160,8 +178,8 @@ class Search:
             y = None if y is None else y.to(x.device, torch.int64, copy=True)
             draw = Draw.of(center, generator)
             z = self._ask(model, center, y, first=True)
-            goal = self.aim.goal(z, y, draw)
-            clean = self.aim.score(z, goal)
+            goal = self.criterion.goal(z, y, draw)
+            clean = self.criterion.score(z, goal)
             at, best = center.clone(), Score(*(value.clone() for value in clean))
             spent += 1
             for t in range(1, self.queries):
@@ -172,7 +190,7 @@ class Search:
                 own, side, begin = Draw(draw.keys[on], t), self._side(x, t), self.whole and t == 1
                 new = self.moves.start(mid, own) if begin else self.moves.propose(old, mid, side, own)
                 z = self._ask(model, new)
-                score = self.aim.score(z, wanted)
+                score = self.criterion.score(z, wanted)
                 better = (score.loss < best.loss[on]) & (score.harm <= best.harm[on])
                 if self.margin is not None:
                     better &= (lead(z, wanted.label) > 0) & holds(z, wanted.label, self.margin)
@@ -241,5 +259,5 @@ def square(
     """
     around = moves(norm, eps)
     return Search(
-        aim=Misclassify(), moves=around, queries=queries, p_init=p_init, whole=True, outputs=outputs
+        criterion=Misclassify(), moves=around, queries=queries, p_init=p_init, whole=True, outputs=outputs
     )

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.square import Aim, Goal, Outputs, Score, Search, lead
+from poise.attacks.square import Criterion, Goal, Outputs, Score, Search, lead
 from poise.attacks.square_moves import moves
 from poise.checks import check_number, settle
 from poise.draws import Draw
-from poise.objectives import Confidence
+from poise.objectives import Confidence, Wants
 from poise.shapes import Labels, Logits, PerSample
 
 P_INIT, QUERIES, MARGIN = 0.05, 1000, 1e-4
@@ -28,6 +28,7 @@ class LowerConfidence:
 
     stop: float = 0.1
     uses_labels: ClassVar[bool] = False
+    wants: ClassVar[Wants] = "lower"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -52,6 +53,7 @@ class RaiseConfidence:
 
     stop: float = 0.99
     uses_labels: ClassVar[bool] = False
+    wants: ClassVar[Wants] = "higher"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -77,6 +79,7 @@ class Miscalibrate:
     lower: LowerConfidence = LowerConfidence()
     higher: RaiseConfidence = RaiseConfidence()
     uses_labels: ClassVar[bool] = True
+    wants: ClassVar[Wants] = "apart"
 
     def goal(self, z: Logits, y: Labels | None, draw: Draw) -> Goal:
         label, want = _prediction(z)
@@ -98,6 +101,7 @@ class ReachConfidence:
 
     stop: float = 0.01
     uses_labels: ClassVar[bool] = False
+    wants: ClassVar[Wants] = "target"
 
     def __post_init__(self) -> None:
         settle(self)
@@ -126,10 +130,18 @@ def _log_odds(z: Logits, y: Labels) -> PerSample:
 
 
 def _search(
-    aim: Aim, eps: float, queries: int, p_init: float, margin: float, norm: str, outputs: Outputs
+    criterion: Criterion,
+    eps: float,
+    queries: int,
+    p_init: float,
+    margin: float,
+    norm: str,
+    outputs: Outputs,
 ) -> Search:
     around = moves(norm, eps)
-    return Search(aim=aim, moves=around, queries=queries, p_init=p_init, margin=margin, outputs=outputs)
+    return Search(
+        criterion=criterion, moves=around, queries=queries, p_init=p_init, margin=margin, outputs=outputs
+    )
 
 
 def square_underconfidence(
@@ -160,7 +172,7 @@ def square_overconfidence(
 ) -> Search:
     """The highest confidence with the label kept, black-box (Obadinma et al. 2024).
 
-    >>> square_overconfidence(queries=200).aim.stop
+    >>> square_overconfidence(queries=200).criterion.stop
     0.99
     """
     return _search(RaiseConfidence(), eps, queries, p_init, margin, norm, outputs)
@@ -177,8 +189,8 @@ def square_max_miscalibration(
 ) -> Search:
     """Right answers less confident, wrong ones more, labels kept, black-box (Obadinma et al. 2024).
 
-    >>> square_max_miscalibration().uses_labels
-    True
+    >>> square_max_miscalibration().aim.wants
+    'apart'
     """
     return _search(Miscalibrate(), eps, queries, p_init, margin, norm, outputs)
 

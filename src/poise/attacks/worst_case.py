@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 
-from poise.attacks.carlini import CarliniWagner
-from poise.attacks.common import accepted, judged, rejudged, standing
-from poise.attacks.deepfool import DeepFool
-from poise.attacks.descent import Attack
+from poise.attacks.aim import Aim, Attack, aim_of, takes_true_labels
+from poise.attacks.common import attack_call, judged, rejudged, standing
 from poise.checks import InputError, check_choice, check_count, check_number, settle
 from poise.objectives import Objective
 from poise.shapes import Images, Labels, Model, per_image
+from poise.threat import Ball
 
 Budget: TypeAlias = Literal["whole", "split"]
 
@@ -34,7 +33,8 @@ class WorstCase:
 
     attacks: tuple[Attack, ...]
     margin: float = 1e-4
-    uses_labels: ClassVar[bool] = False
+    aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="lower")
+    uses_labels = property(takes_true_labels)
 
     def __post_init__(self) -> None:
         settle(self)
@@ -42,18 +42,11 @@ class WorstCase:
             raise InputError("worst_case needs at least one attack")
         check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        best, y = accepted(x, y)
-        if len(x) == 0:
-            return best
-        logits = judged(model, best, y)
+        best, logits = x, judged(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         lowest = logits.softmax(dim=1).amax(dim=1)
         generator = generator or torch.Generator().manual_seed(0)
@@ -71,6 +64,11 @@ class Restartable(Attack, Protocol):
     @property
     def random_start(self) -> bool:
         """Whether it begins at a random point of its ball."""
+        ...
+
+    @property
+    def ball(self) -> Ball:
+        """Where the images may go."""
         ...
 
     @property
@@ -102,23 +100,28 @@ class Restarts:
         if not self.attack.random_start:
             raise InputError("restarts need a random start (random_start=True): without, all are the same")
 
-    @property
-    def uses_labels(self) -> bool:
-        """As the attack."""
-        return self.attack.uses_labels
+    uses_labels = property(takes_true_labels)
 
+    @property
+    def aim(self) -> Aim:
+        """As the attack."""
+        return self.attack.aim
+
+    @property
+    def steps(self) -> int:
+        """As the attack."""
+        return self.attack.steps
+
+    @property
+    def ball(self) -> Ball:
+        """As the attack."""
+        return self.attack.ball
+
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        best, y = accepted(x, y)
-        if len(x) == 0 or self.attack.steps == 0:
-            return best
-        logits = judged(model, best, y)
+        best, logits = x, judged(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         goal = self.attack.goal or self.attack.objective
         lowest = goal(logits, y)
@@ -153,7 +156,8 @@ def _split(attacks: Sequence[Attack]) -> list[Attack]:
     """The attacks with `steps` that add up to the largest among them."""
     given: list[Any] = list(attacks)
     for attack in given:
-        if not hasattr(attack, "steps") or isinstance(attack, CarliniWagner | DeepFool):
+        own = is_dataclass(attack) and any(field.name == "steps" for field in fields(attack))
+        if not own or aim_of(attack).nearest:
             raise InputError(
                 f"the budget cannot be split with {type(attack).__name__} in the list: only with attacks "
                 "whose own field `steps` is the number of their gradients; leave it out, or budget='whole'"

@@ -11,7 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from poise.attacks import Attack
+from poise.attacks import Aim, Attack, aim_of
 from poise.data import ImageSet
 from poise.evaluation import evaluate
 from poise.fast import Fast
@@ -256,9 +256,9 @@ class Timed:
         return list(dict.fromkeys(notes))
 
     @property
-    def uses_labels(self) -> bool:
+    def aim(self) -> Aim:
         """As the attack."""
-        return self.attack.uses_labels
+        return aim_of(self.attack)
 
     def __call__(
         self,

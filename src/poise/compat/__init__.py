@@ -1,7 +1,7 @@
 """poise's attacks in the call shapes of torchattacks, adv-lib and foolbox; none of the three is needed.
 
 Every attack of `poise.attacks.ATTACKS` is there. Labels are the true ones, as users of those packages
-hand them in: an attack against the true label (`uses_labels`) gets them, and one that keeps the label
+hand them in: an attack against the true label (its `aim` says so) gets them, and one that keeps the label
 keeps the model's own prediction, as in `poise.evaluate`. Keeping the true label of an image that the
 model has wrong would be another attack.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from poise import attacks
 from poise.attacks import ATTACKS, Attack
 from poise.checks import InputError, check_choice, check_labels
 from poise.shapes import Images, Labels, Model
@@ -43,7 +44,7 @@ def run(
     """
     if y is not None:
         check_labels(y, len(x))
-    return attack(model, x, y if attack.uses_labels else None, generator=generator)
+    return attacks.run(attack, model, x, y, generator=generator)
 
 
 def missing(module: str, name: str, names: Mapping[str, str]) -> AttributeError:

@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from poise.attacks import ATTACKS, seeks_nearest
+from poise.attacks import ATTACKS, Aim, aim_of
+from poise.attacks.aim import DECLARE
 from poise.attacks.common import accepted, judged, rejudged
 from poise.checks import InputError, check_number, settle
 from poise.compat import made, missing, run
@@ -28,10 +29,7 @@ from poise.draws import Draw
 from poise.shapes import Images, Labels, Logits, Mask, Model
 from poise.threat import ball
 
-AIM = {"target_confidence", "random_confidence", "square_random_confidence"}  # a distance has no threshold
-RAISE = {"overconfidence", "square_overconfidence"}
-MISCALIBRATE = {"max_miscalibration", "square_max_miscalibration", "ace"}
-NAMES = {name: name for name in ATTACKS if name not in AIM}
+NAMES = {name: name for name in ATTACKS if aim_of(ATTACKS[name]()).wants != "target"}  # has no threshold
 
 Many: TypeAlias = tuple[list[Images], list[Images], Tensor]
 One: TypeAlias = tuple[Images, Images, Tensor]
@@ -58,7 +56,16 @@ class OverBudgets:
         check_number("threshold", self.threshold, 0, 1, hint="it is a confidence")
         if "eps" in self.options:
             raise InputError("eps must be left out here: budgets are the epsilons of the call")
-        made(self.name, self.options)
+        if self.aim.wants in ("target", "unknown"):
+            raise InputError(
+                f"{self.name} wants {self.aim.wants!r}, of which a threshold cannot tell success: take one "
+                f"that declares {DECLARE}"
+            )
+
+    @property
+    def aim(self) -> Aim:
+        """What the attack is for."""
+        return aim_of(made(self.name, self.options))
 
     def __call__(
         self,
@@ -111,7 +118,7 @@ class OverBudgets:
             generator = torch.Generator().manual_seed(self.seed)
             return run(made(self.name, options), model, x, y, generator=generator)
 
-        if not seeks_nearest(self.name):
+        if not self.aim.nearest:
             if None in budgets:
                 raise InputError(f"epsilons must be numbers for {self.name}: it needs a budget, got None")
             raw = [attack({**self.options, "eps": eps}) for eps in budgets]
@@ -123,7 +130,7 @@ class OverBudgets:
     @property
     def misclassifies(self) -> bool:
         """Whether the attack is meant to change the label."""
-        return self.name not in MISCALIBRATE and made(self.name, self.options).uses_labels
+        return self.aim.wants == "mislabel"
 
     def _success(self, before: Logits, after: Logits, y: Labels) -> Mask:
         label = after.argmax(dim=1)
@@ -131,16 +138,13 @@ class OverBudgets:
             return label != y
         kept = label == before.argmax(dim=1)
         low = after.softmax(dim=1).amax(dim=1) < self.threshold
-        if self.name in RAISE:
-            return kept & ~low
-        return kept & torch.where(
-            before.argmax(dim=1) == y, low, ~low if self.name in MISCALIBRATE else low
-        )
+        if self.aim.wants == "apart":
+            return kept & torch.where(before.argmax(dim=1) == y, low, ~low)
+        return kept & (~low if self.aim.wants == "higher" else low)
 
     def _check_threshold(self, classes: int) -> None:
         least = 1 / classes
-        lowers = not self.misclassifies and self.name not in RAISE
-        if lowers and self.threshold <= least:
+        if self.aim.wants in ("lower", "apart") and self.threshold <= least:
             raise InputError(
                 f"threshold must be above {least:g} for a model of {classes} classes: the confidence of a "
                 f"prediction cannot be below that, got {self.threshold:g}"

@@ -1,6 +1,6 @@
 """Adversarial training, and with an underconfidence attack inside it, UAT (section 3.4)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,7 +11,6 @@ from poise.attacks import Attack
 from poise.checks import check_count
 from poise.defenses.common import check_walks, forward
 from poise.shapes import Images, Labels, Model, Scalar
-from poise.threat import Linf
 
 
 class Defense(Protocol):
@@ -40,8 +39,7 @@ class AdversarialTraining:
     def __call__(
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Scalar:
-        labels = y if self.attack.uses_labels else None
-        x_adv = self.attack(model, x, labels, generator=generator)
+        x_adv = attacks.run(self.attack, model, x, y, generator=generator)
         return F.cross_entropy(forward(model, x_adv), y)
 
 
@@ -50,8 +48,8 @@ def adversarial_training(
 ) -> AdversarialTraining:
     """AT: train on PGD images, from a random start (Madry et al. 2018).
 
-    >>> adversarial_training(eps=0.1).attack.uses_labels
-    True
+    >>> adversarial_training(eps=0.1).attack.aim.labels
+    'true'
     """
     check_count("steps", steps, 1)
     return AdversarialTraining(attacks.pgd(eps=eps, step=step, steps=steps, random_start=True))
@@ -87,7 +85,7 @@ def uat_gap_unprojected(*, step: float = 5 / 255, steps: int = 10) -> Adversaria
     >>> uat_gap_unprojected().attack.ball
     Linf(eps=1.0)
     """
-    return _unprojected(uat_gap(step=step, steps=steps))
+    return uat_gap(eps=1.0, step=step, steps=steps)  # every image in [0, 1] lies in that ball
 
 
 def uat_smooth_unprojected(
@@ -98,10 +96,4 @@ def uat_smooth_unprojected(
     >>> uat_smooth_unprojected().attack.ball
     Linf(eps=1.0)
     """
-    return _unprojected(uat_smooth(step=step, steps=steps, smoothing=smoothing))
-
-
-def _unprojected(defense: AdversarialTraining) -> AdversarialTraining:
-    """The same defense in the ball of radius 1, which every image in [0, 1] lies in."""
-    assert isinstance(defense.attack, attacks.Descent)
-    return AdversarialTraining(replace(defense.attack, ball=Linf(1.0)))
+    return uat_smooth(eps=1.0, step=step, steps=steps, smoothing=smoothing)

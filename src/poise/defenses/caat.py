@@ -35,10 +35,7 @@ class CalibrationTraining:
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Scalar:
         generator = source(generator)
-        attacked = [
-            attack(model, x, y if attack.uses_labels else None, generator=generator)
-            for attack in self.attacks
-        ]
+        attacked = [attacks.run(attack, model, x, y, generator=generator) for attack in self.attacks]
         losses = [F.cross_entropy(logits, y) for logits in together(model, *attacked)]
         return torch.stack(losses).sum()
 
@@ -104,8 +101,8 @@ def caat_cited(
 ) -> CalibrationTraining:
     """CAAT with the attack as the cited work's code runs it, which leaves the ball (Obadinma et al. 2024).
 
-    >>> caat_cited().attacks[0].uses_labels
-    True
+    >>> caat_cited().attacks[0].aim.labels
+    'true'
     """
     check_count("steps", steps, 1)
     return CalibrationTraining(

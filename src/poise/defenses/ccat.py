@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
+from poise.attacks.aim import Aim, takes_true_labels
+from poise.attacks.common import attack_call, check_differentiable, check_finite, gradient_of, wide
 from poise.checks import InputError, check_count, check_logits, check_number, settle
 from poise.defenses.common import source, together
 from poise.draws import Draw
@@ -34,7 +35,8 @@ class LargestWrong:
     steps: int
     momentum: float = 0.9
     shrink: float = 1.5
-    uses_labels: ClassVar[bool] = True
+    aim: ClassVar[Aim] = Aim(labels="true", keeps_label=False, wants="mislabel")
+    uses_labels = property(takes_true_labels)
 
     def __post_init__(self) -> None:
         settle(self)
@@ -43,17 +45,10 @@ class LargestWrong:
         check_number("momentum", self.momentum, 0, 1)
         check_number("shrink", self.shrink, 1)
 
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        x, y = accepted(x, y)
-        if len(x) == 0 or self.steps == 0:
-            return x
         if y is None:
             raise InputError("y must be given: the wrong classes are those besides the true label")
         at = self.start(x, Draw.of(x, generator))

@@ -36,7 +36,7 @@ class RobustAugMix:
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Scalar:
         generator = source(generator)
-        x_adv = self.attack(model, x, y if self.attack.uses_labels else None, generator=generator)
+        x_adv = attacks.run(self.attack, model, x, y, generator=generator)
         augmented = () if self.augment is None else (self.augment(x, generator=generator),)
         clean, *others = together(model, x, *augmented, x_adv)
         return F.cross_entropy(clean, y) + self.weight * jsd(clean, *others).mean()

@@ -42,7 +42,7 @@ class MixedTraining:
         order = shuffle(y, generator)
         many = int(self.share * len(y) + uniform(generator))
         attacked = [
-            attack(model, x[part], y[part] if attack.uses_labels else None, generator=generator)
+            attacks.run(attack, model, x[part], y[part], generator=generator)
             for attack, part in ((self.first, order[:many]), (self.second, order[many:]))
         ]
         return F.cross_entropy(torch.cat(together(model, *attacked)), y[order])

@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from poise.attacks import Attack, Descent
-from poise.attacks.ace import Ace
-from poise.attacks.calibration import MaxMiscalibration, RandomConfidence
-from poise.attacks.square import Search, lead
-from poise.attacks.square_confidence import (
-    LowerConfidence,
-    Miscalibrate,
-    RaiseConfidence,
-    ReachConfidence,
-)
-from poise.objectives import Distance, Negative
+from poise.attacks import Attack, aim_of
+from poise.attacks.square import lead
 from poise.shapes import Mask, PerSample, Probabilities
 
 NEAR, SURE, AIMED = 0.1, 0.99, 0.01  # lead in logits, confidence and distance with no room for more
@@ -36,8 +26,8 @@ def gradient_free(attack: Attack) -> bool:
 def heading(attack: Attack, clean: Probabilities, right: Mask) -> PerSample | None:
     """Where the attack wants the confidence of each image: 1 up, -1 down, 0 as it is; NaN not known.
 
-    None for misclassification attacks. An attack from elsewhere is taken to lower the confidence,
-    unless it uses labels.
+    None for misclassification attacks. Read from the attack's `aim`: what says nothing of itself has
+    NaN, for nothing is guessed.
 
     >>> from poise.attacks import ace, pgd
     >>> clean, right = torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([True, False])
@@ -46,22 +36,21 @@ def heading(attack: Attack, clean: Probabilities, right: Mask) -> PerSample | No
     """
     confidence = clean.amax(dim=1)
     up = torch.ones_like(confidence)
-    match attack:
-        case RandomConfidence() | Search(aim=ReachConfidence()):
-            return up * torch.nan
-        case MaxMiscalibration() | Ace() | Search(aim=Miscalibrate()):
-            return torch.where(right, -up, up)
-        case Search(aim=RaiseConfidence()) | Descent(goal=Negative(), uses_labels=False):
-            return up
-        case Search(aim=LowerConfidence()):
+    aim = aim_of(attack)
+    match aim.wants:
+        case "mislabel":
+            return None
+        case "lower":
             return -up
-        case Descent(goal=Distance(target=Tensor())):
-            return up * torch.nan
-        case Descent(goal=Distance(target=target)):
-            away = target - confidence
+        case "higher":
+            return up
+        case "apart":
+            return torch.where(right, -up, up)
+        case "target" if aim.target is not None:
+            away = aim.target - confidence
             return away.sign().where(away.abs() > AIMED, 0)
         case _:
-            return None if getattr(attack, "uses_labels", False) else -up
+            return up * torch.nan
 
 
 def room(clean: Probabilities, wanted: PerSample) -> Mask:
@@ -73,8 +62,6 @@ def room(clean: Probabilities, wanted: PerSample) -> Mask:
 
 
 def ball(attack: Any) -> Any:
-    """The ball that the attack stays in, looked up where each kind of attack has it; None not known."""
-    for inside in ("moves", "descent", "under", "pgd"):
-        attack = getattr(attack, inside, attack)
+    """The ball that the attack stays in, as it says itself; None not known."""
     found = getattr(attack, "ball", None)
     return getattr(found, "ball", found)  # dropout's mask is around it

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
-from poise.attacks import Attack
+from poise.attacks import Attack, aim_of
 from poise.checks import InputError, check_number
 from poise.diagnostics.finding import LEAST, Finding, of_images, reported
 from poise.diagnostics.heading import ball, gradient_free, heading, room
-from poise.objectives import Distance
 from poise.records import Records
 from poise.shapes import Mask, PerSample
 
@@ -93,7 +92,7 @@ def _ahead(name: str, gain: PerSample, best: PerSample) -> Finding:
 
 def _comparable(attack: Attack, other: Attack) -> bool:
     """Whether the first is black-box, the second not, in one ball; who aims at a target stops there."""
-    aimed = isinstance(getattr(other, "goal", None), Distance)
+    aimed = aim_of(other).wants == "target"
     return gradient_free(attack) and not gradient_free(other) and not aimed and ball(attack) == ball(other)
 
 

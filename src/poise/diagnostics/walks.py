@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from poise.attacks import Attack, Descent
+from poise.attacks import Attack, aim_of, run
+from poise.attacks.aim import DECLARE
 from poise.attacks.common import judged
 from poise.attacks.square import lead
 from poise.checks import check_images, check_number
@@ -29,7 +30,7 @@ def attack_findings(
     name: str = "",
     least: float = LEAST,
 ) -> tuple[Finding, ...]:
-    """Whether the attack's gradients vanish or its step sizes die on these probe images.
+    """Whether the attack's gradients vanish or its step sizes die on these images, or it declares no aim.
 
     The attack runs once, watched, and the model is asked once more. A gradient counts as vanished
     where it is so small, in all that the attack got for an image, that a change of every pixel by 1
@@ -57,14 +58,24 @@ def attack_findings(
     """
     check_images(x)
     check_number("least", least, 0, 1, hint="it is a share of images")
-    if len(x) == 0 or gradient_free(attack):
+    if len(x) == 0:
         return ()
+    silent = torch.full((len(x),), aim_of(attack).wants == "unknown")
+    told = of_images(
+        "undeclared-aim",
+        name,
+        silent,
+        "of the images are attacked by something that does not say where it wants the confidence to go, "
+        "so nothing is said of whether it got there",
+        f"Declare it: {DECLARE}; an objective of your own in a Descent says it by `wants`.",
+    )
+    if gradient_free(attack):
+        return reported([told], least)
     clean = judged(model, x, y).softmax(dim=1)
     prediction = clean.argmax(dim=1)
     right = torch.ones_like(prediction, dtype=torch.bool) if y is None else prediction == y.to(x.device)
-    labels = y if getattr(attack, "uses_labels", False) else None
     watched, paces = Watched(model, len(x)), list[Pace]()
-    _paced(attack, paces)(watched, x, labels)
+    run(_paced(attack, paces), watched, x, y)
     wanted = heading(attack, clean, right)
     # Where nothing is left to do, a gradient may be 0: answers wrong already, confidence at its top.
     sated = ~right if wanted is None else (wanted > 0) & (clean.amax(dim=1) >= SURE)
@@ -74,6 +85,7 @@ def attack_findings(
         dead |= pace.dead() & ~vanished
     return reported(
         [
+            told,
             of_images(
                 "vanished-gradient",
                 name,
@@ -143,14 +155,13 @@ class Pace:
 
 
 def _paced(attack: Any, paces: list[Pace]) -> Any:
-    """The attack with a Pace in every walk that can shrink its steps; the paces are added to the list."""
-    if isinstance(attack, Descent):
-        if not isinstance(attack.rule, StepBack | Backtrack) or attack.steps == 0:
-            return attack
-        paces.append(Pace(attack.rule))
-        return dataclasses.replace(attack, rule=paces[-1])
+    """The attack with a Pace for every rule in it that can shrink its steps; `paces` gets them."""
+    if isinstance(attack, StepBack | Backtrack):
+        paces.append(Pace(attack))
+        return paces[-1]
     if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
         return attack
-    walks = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack)}
-    walks = {name: _paced(walk, paces) for name, walk in walks.items() if isinstance(walk, Descent)}
-    return dataclasses.replace(attack, **walks) if walks else attack
+    parts = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack) if f.init}
+    paced = {name: _paced(part, paces) for name, part in parts.items()}
+    changed = {name: part for name, part in paced.items() if part is not parts[name]}
+    return dataclasses.replace(attack, **changed) if changed else attack

@@ -9,17 +9,16 @@ from typing import Literal, TypeAlias
 
 import torch
 
+from poise.attacks.aim import Aim, Attack, aim_of, takes_true_labels
 from poise.attacks.auto import Auto
-from poise.attacks.calibration import MaxMiscalibration
 from poise.attacks.common import accepted, judged, rejudged
-from poise.attacks.descent import Attack, Descent
-from poise.attacks.worst_case import WorstCase
+from poise.attacks.descent import Descent
 from poise.checks import InputError, check_choice, check_number, settle
 from poise.draws import Draw
 from poise.fast.prepare import Prepared, prepare
-from poise.objectives import UNITS, Confidence, Objective
+from poise.objectives import UNITS, Confidence, Negative, Objective
 from poise.objectives import holds as holds_label
-from poise.rules import Always, StepRule
+from poise.rules import StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
 from poise.threat import Ball, between, held
 
@@ -63,10 +62,12 @@ class Fast:
                 f"got {type(self.attack).__name__}: use precision='float32'"
             )
 
+    uses_labels = property(takes_true_labels)
+
     @property
-    def uses_labels(self) -> bool:
+    def aim(self) -> Aim:
         """As the attack."""
-        return self.attack.uses_labels
+        return aim_of(self.attack)
 
     def __call__(
         self,
@@ -103,10 +104,12 @@ class Ready:
     prepared: dict[torch.Size, Prepared] = field(default_factory=dict)
     preparations: int = 0
 
+    uses_labels = property(takes_true_labels)
+
     @property
-    def uses_labels(self) -> bool:
+    def aim(self) -> Aim:
         """As the attack."""
-        return self.fast.uses_labels
+        return self.fast.aim
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -129,7 +132,7 @@ class Ready:
         top = logits.argmax(dim=1)
         nets = self._nets(model, center, logits)
         x_adv = _walk(self.fast, nets, center, top if y is None else y, generator)
-        label = top if y is None or isinstance(self.fast.attack, MaxMiscalibration) else y
+        label = top if y is None or self.aim.labels == "true" else y
         return _checked(model, self.fast.attack, center, x_adv, logits, label)
 
     def _nets(self, model: Model, x: Images, logits: Logits) -> Prepared:
@@ -252,14 +255,10 @@ def _checked(
 
 def _roams(attack: Attack) -> bool:
     """Whether the attack may return points of another label: the check must not undo that."""
-    if isinstance(attack, Descent) and attack.rule == Always() and attack.keep == "last":
-        return True
-    return attack.uses_labels and not isinstance(attack, MaxMiscalibration)
+    return not aim_of(attack).keeps_label
 
 
 def _goal(attack: Attack) -> Callable[..., torch.Tensor] | None:
     """What the attack lowers in the end, if it is one number for every image alike."""
-    if isinstance(attack, Auto | WorstCase):
-        return Confidence()
-    goal: Objective | None = (attack.goal or attack.objective) if isinstance(attack, Descent) else None
-    return goal
+    wants: dict[str, Objective] = {"lower": Confidence(), "higher": Negative(Confidence())}
+    return wants.get(aim_of(attack).wants)

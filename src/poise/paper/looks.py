@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from poise import data, metrics, store
-from poise.attacks import Attack
+from poise.attacks import Attack, run
 from poise.auditing.audit import audit
 from poise.auditing.comparison import compare
 from poise.auditing.timing import passes
@@ -150,7 +150,7 @@ def _judged(job: Job, images: int) -> int:
 
     def of(attack: Attack) -> int:
         plain = attack.attack if isinstance(attack, Fast) else attack
-        return passes(lambda net, x, y: plain(net, x, y if plain.uses_labels else None))[0] + 2
+        return passes(lambda net, x, y: run(plain, net, x, y))[0] + 2
 
     return images * sum(map(of, job.attacks.values()))
 
@@ -187,7 +187,7 @@ def _distances(job: Job, place: Place, progress: Progress) -> None:
         done = 0
         for x, y in test:
             x = x.to(device)
-            x_adv = attack(net, x, y if attack.uses_labels else None)
+            x_adv = run(attack, net, x, y)
             with evaluating(net), torch.no_grad():
                 kept = ask(net, x_adv).argmax(dim=1) == ask(net, x).argmax(dim=1)
             away = (x_adv - x).abs().flatten(1)
@@ -229,9 +229,7 @@ def _weigh(job: Job, place: Place, progress: Progress) -> None:
     net, test, device = _open(job, place)
     x, y = next(iter(test.batched(FIRST)))
     x = x.to(device)
-    changed = {
-        name: attack(net, x, y if attack.uses_labels else None) for name, attack in job.attacks.items()
-    }
+    changed = {name: run(attack, net, x, y) for name, attack in job.attacks.items()}
     changed["chance"] = random_signs(x, eps=job.net.setting.eps)
     _leave(job, place, salience(net, x, changed))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -84,12 +84,10 @@ def unheld(setting: Setting) -> dict[str, Descent]:
         "Adaptive": free,
         "ConfSmooth": free,
     }
-    plain = attacks_of(replace(setting, fast=False), PAPER)
+    plain: Mapping[str, Any] = attacks_of(replace(setting, fast=False), PAPER)
     found = {}
     for name, ball in balls.items():
-        attack = plain[name]
-        assert isinstance(attack, Descent)
-        found[name] = replace(attack, ball=ball)
+        found[name] = replace(plain[name], ball=ball)
     return found
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, cast
 
-from poise.attacks.carlini import CarliniWagner
-from poise.attacks.deepfool import DeepFool
-from poise.threat import L1, L2
-
 T = TypeVar("T")
 
 
@@ -32,8 +28,8 @@ def budget(value: Any, *, linf: bool = False) -> float | None:
     for name, part in parts:
         if name != "eps" or not isinstance(part, float | int):
             found = budget(part, linf=linf)
-        elif isinstance(value, L2 | L1 | CarliniWagner | DeepFool):
-            found = None if linf and getattr(value, "norm", None) != "linf" else float(part)
+        elif getattr(value, "norm", "linf") != "linf":
+            found = None if linf else float(part)
         else:
             found = float(part) if part < 1 else None
         if found is not None:
