@@ -30,7 +30,9 @@ from poise.attacks.square_confidence import (
     square_random_confidence,
     square_underconfidence,
 )
+from poise.attacks.user_file import UserFactory
 from poise.attacks.worst_case import worst_case
+from poise.user_code import is_code
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": fgsm,
@@ -62,8 +64,17 @@ READINGS: Mapping[str, Callable[..., Attack]] = {  # other readings of the paper
 }
 
 
+def factory(name: str) -> Callable[..., Attack]:
+    """What makes the attack of that name, or of the user's own FILE.py:NAME, of its options.
+
+    >>> factory("PGD") is pgd
+    True
+    """
+    return UserFactory(name) if is_code(name) else naming.lookup({**ATTACKS, **READINGS}, name, "attack")
+
+
 def build(name: str, **options: Any) -> Attack:
-    """The attack of that name with these options; None leaves one at its default.
+    """The attack of that name, or of FILE.py:NAME, with these options; None leaves one at its default.
 
     Raises:
         InputError: an unknown name, or an option that this attack does not take.
@@ -71,7 +82,7 @@ def build(name: str, **options: Any) -> Attack:
     >>> build("FGSM", eps=0.1, norm=None) == fgsm(eps=0.1)
     True
     """
-    return naming.build({**ATTACKS, **READINGS}, name, "attack", options)
+    return naming.build({name: factory(name)}, name, "attack", options)
 
 
 def seeks_nearest(name: str) -> bool:
@@ -103,6 +114,7 @@ __all__ = [
     "dropout_accumulated",
     "dropout_cited",
     "dropout_rescaled",
+    "factory",
     "fgsm",
     "max_miscalibration",
     "overconfidence",

@@ -90,6 +90,12 @@ def aim_of(attack: object) -> Aim:
             return Aim(labels="prediction", keeps_label=False, wants="unknown")
 
 
+def check_declared(attack: object, who: str) -> None:
+    """Refuse an attack that does not say what it is for, where that has to be known."""
+    if not isinstance(getattr(attack, "aim", None), Aim):
+        raise InputError(f"{who} does not say what it is for: give it {DECLARE}")
+
+
 def run(
     attack: Attack,
     model: Model,

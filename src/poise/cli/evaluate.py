@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from poise.cli.show import show
 from poise.cli.sources import Flat, Source
 from poise.naming import check_taken, known_name, named_options
 from poise.progress import bars
+from poise.user_code import is_code
 
 if TYPE_CHECKING:
     from poise.attacks import Attack
@@ -42,7 +44,8 @@ def evaluate(
         model: Run folder of a training, or a model's name with --weights.
         source: What it is attacked on.
         out: Run folder; the report goes there too.
-        attacks: Attacks, see `poise list`.
+        attacks: Attacks, see `poise list`, or FILE.py:NAME: an attack of your own, or what makes it of its
+            options; that file is run.
         eps: Budget in pixels of [0, 1], 0.03 by default. Beside other attacks, cw and deepfool look for
             the nearest image at any distance; alone they take it as the longest one, in their own norm.
         step: First step's size, in pixels of [0, 1]; 5/255 by default.
@@ -110,28 +113,54 @@ def _attacks(
     Raises:
         InputError: a flag or an option that an attack does not take: its table would seem to be of it.
     """
-    from poise import attacks as known
-
-    table = {**known.ATTACKS, **known.READINGS}
-    own: dict[str, list[str]] = {known_name(table, name, "attack"): [] for name in names}
+    factories = _factories(names)
+    own: dict[str, list[str]] = {name: [] for name in factories}
     for text in texts:
         name, _, rest = text.partition(".")
-        if "=" in name or known_name(table, name, "attack") not in own:
+        if "=" in name or (name := name if name in own else _spelt(name)) not in own:
             raise InputError(f"--option {text} is for none of {', '.join(own)}: write ATTACK.NAME=VALUE")
-        own[known_name(table, name, "attack")].append(rest)
-    nearest = [name for name in own if known.seeks_nearest(name)]
-    chosen = {}
-    for name, own_texts in own.items():
-        given = {flag: value for flag, value in flags.items() if value is not None}
-        if name in nearest and len(nearest) < len(own) and given.pop("eps", None) is not None:
-            print(
-                f"{name}: at any distance; --option {name}.eps=NUMBER bounds it in its own norm", flush=True
-            )
+        own[name].append(rest)
+    flags = {flag: value for flag, value in flags.items() if value is not None}
+    chosen: dict[str, Attack] = {}
+    given = {name: named_options(factories[name], own[name]) for name in own}
+    for name, make in factories.items():
         other = next((other for other in own if other != name), None)
         way_out = f"; --option {other}.NAME=VALUE is for {other} alone" if other else ""
-        check_taken(table[name], f"attack {name!r}", given, spelled="--", way_out=way_out)
-        chosen[name] = known.build(name, **given | named_options(table[name], own_texts))
+        check_taken(make, f"attack {name!r}", flags, spelled="--", way_out=way_out)
+        chosen[name] = make(**flags | given[name])
+    nearest = [name for name, attack in chosen.items() if attack.aim.nearest]
+    if len(nearest) < len(chosen) and flags.pop("eps", None) is not None:
+        for name in nearest:
+            told = f"{name}: at any distance; --option {name}.eps=NUMBER bounds it in its own norm"
+            print(told, flush=True)
+            chosen[name] = factories[name](**flags | given[name])
     return chosen
+
+
+def _factories(names: tuple[str, ...]) -> dict[str, Callable[..., Attack]]:
+    """What makes each attack, by the name that it gets in the run: of FILE.py:NAME it is NAME.
+
+    Raises:
+        InputError: two attacks would get the same name.
+    """
+    from poise import attacks as known
+
+    found: dict[str, Callable[..., Attack]] = {}
+    for name in names:
+        own = name.rpartition(":")[2] if is_code(name) else _spelt(name)
+        if is_code(name) and (own in found or own in known.ATTACKS or own in known.READINGS):
+            raise InputError(
+                f"{name}: {own!r} is another attack's name too: give yours another in its file"
+            )
+        found[own] = known.factory(name)
+    return found
+
+
+def _spelt(name: str) -> str:
+    """The attack's name as the table spells it."""
+    from poise import attacks as known
+
+    return known_name({**known.ATTACKS, **known.READINGS}, name, "attack")
 
 
 def _agree(estimate: Estimate, *, max_hours: float | None) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from poise import attacks
-from poise.attacks import ATTACKS, Attack
+from poise.attacks import Attack
 from poise.checks import InputError, check_choice, check_labels
 from poise.shapes import Images, Labels, Model
 
@@ -29,9 +29,10 @@ def made(name: str, options: Mapping[str, Any]) -> Attack:
     Raises:
         InputError: an option that the attack does not take, or a value out of its bounds.
     """
+    factory = attacks.factory(name)
     for option in options:
-        check_choice(f"an option of {name}", option, signature(ATTACKS[name]).parameters)
-    return ATTACKS[name](**options)
+        check_choice(f"an option of {name}", option, signature(factory).parameters)
+    return factory(**options)
 
 
 def run(

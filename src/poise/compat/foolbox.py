@@ -40,7 +40,7 @@ class OverBudgets:
     """An attack whose budget is named when it is called.
 
     Args:
-        name: of the attack, in `poise.attacks.ATTACKS`.
+        name: of the attack, in `poise.attacks.ATTACKS`, or FILE.py:NAME of what makes one of its eps.
         threshold: the confidence that success is measured by.
         seed: of the random draws, the same for every budget.
         options: of the attack, besides eps.

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from poise.attacks.aim import Aim, Attack, aim_of, takes_true_labels
+from poise.attacks.aim import Aim, Attack, aim_of, check_declared, takes_true_labels
 from poise.attacks.auto import Auto
 from poise.attacks.common import accepted, judged, rejudged
 from poise.attacks.descent import Descent
@@ -56,6 +56,7 @@ class Fast:
         settle(self)
         check_choice("precision", self.precision, ("float32", "bf16"))
         check_number("share", self.share, 0, 1, hint="it is the share of the steps in low precision")
+        check_declared(self.attack, type(self.attack).__name__)
         if self.precision == "bf16" and not isinstance(self.attack, Descent | Auto):
             raise InputError(
                 f"precision='bf16' needs an attack with steps and a ball, "

@@ -23,13 +23,14 @@ from poise.models.small_cnn import small_cnn
 from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
 from poise.models.timm_models import preparation as timm_preparation
 from poise.models.timm_models import timm_model
-from poise.models.user_file import code_digest, from_file, is_code
+from poise.models.user_file import from_file
 from poise.models.vision import preparation as vision_preparation
 from poise.models.vision import vision
 from poise.models.weight_files import names_in
 from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights, width
 from poise.naming import lookup, nearest
 from poise.preparation import Preparation
+from poise.user_code import code_digest, is_code
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a model
     "lenet": lenet,
