@@ -11,6 +11,7 @@ from torch import Tensor
 
 from poise.attacks import Attack
 from poise.attacks.common import accepted, judged, standing
+from poise.certify import Certificate
 from poise.checks import InputError, check_count, check_number
 from poise.shapes import Images, Labels, Mask, Model, PerSample
 from poise.threat import between
@@ -99,6 +100,34 @@ def minimum_eps(
         length = norm(between(x, found, far), x).to(shortest.dtype)
         shortest = torch.where(below, torch.minimum(shortest, length), shortest)
     return shortest
+
+
+def certified_curve(
+    model: Model,
+    x: Images,
+    certificate: Callable[..., Certificate],
+    epsilons: Sequence[float],
+    *,
+    threshold: float,
+    norm: str = "linf",
+) -> Float[Tensor, " e"]:
+    """The share (e,) of images whose confidence is certified to stay at the threshold or above, float64.
+
+    Args:
+        model: images in [0, 1] -> logits, made of layers that `poise.certify` can read.
+        x: images (n, c, h, w).
+        certificate: makes the certificate of a budget and norm, e.g. `poise.certify.crown`.
+        epsilons: the budgets, rising.
+        threshold: the confidence to stay above.
+        norm: of the budgets.
+
+    Raises:
+        InputError: budgets that do not rise, or what the certificate refuses.
+    """
+    _check_rising(epsilons)
+    check_number("threshold", threshold, 0, 1)
+    bounds = (certificate(eps=eps, norm=norm)(model, x).lower for eps in epsilons)
+    return torch.stack([(lower >= threshold).double().mean() for lower in bounds])
 
 
 def _below(model: Model, x: Images, y: Labels, threshold: float) -> Mask:

@@ -15,6 +15,8 @@ from torch import nn
 
 from poise import labels
 from poise.attacks import Attack, run
+from poise.certify import Certificate
+from poise.certify.bracket import check_bracket
 from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
 from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
 from poise.metrics import perturbation
@@ -34,6 +36,7 @@ def evaluate(
     examples: int = 8,
     on_batch: Callable[[int], object] = lambda images: None,
     devices: Devices = (),
+    certificate: Certificate | None = None,
 ) -> Records:
     """What the attack does to every image, by forwards that the attack has no part in.
 
@@ -53,16 +56,24 @@ def evaluate(
         devices: deal the batches out to these, a thread and a copy of the model each; the attack is
             then called from several threads, and autocast around this call does not reach them. By
             default, the model runs where it lies.
+        certificate: bounds the confidence over its ball round every image (`poise.certify`), in
+            `records.lower` and `records.upper`.
 
     Raises:
-        InputError: no images, or images, labels, logits or attacked images that cannot be right.
+        InputError: no images, or images, labels, logits or attacked images that cannot be right; an
+            attack that leaves the certificate's ball.
+        UnsoundError: what the attack found lies outside the certificate's bounds.
     """
     check_one_answer(model)
     batches = labels.as_in(model, batches)
     homes = _homes(model, devices)
 
     def parts() -> Iterator[Records]:
-        for part in _attacked(homes, _checked(batches, examples), attack, seed):
+        done = 0
+        for part in _attacked(homes, _checked(batches, examples), attack, seed, certificate):
+            if certificate is not None:
+                check_bracket(part, certificate, first=done)
+            done += len(part)
             yield part
             on_batch(len(part))
 
@@ -103,7 +114,9 @@ class Home:
     device: torch.device
     dtype: torch.dtype
 
-    def records(self, x: Images, y: Labels, kept: int, attack: Attack, seed: int) -> Records:
+    def records(
+        self, x: Images, y: Labels, kept: int, attack: Attack, seed: int, certificate: Certificate | None
+    ) -> Records:
         """What the attack does to one batch; so many images of it are kept."""
         x, y = x.to(self.device, self.dtype), y.to(self.device)
         clean, plain = _judge(self.model, x, y)
@@ -116,6 +129,7 @@ class Home:
                 f"the attack returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}"
             )
         x_adv = x_adv.detach().to(self.dtype)
+        bounds = () if certificate is None else certificate(self.model, x.clone())[:2]
         part = (
             y.long(),
             clean,
@@ -126,6 +140,7 @@ class Home:
             perturbation.ssim(x_adv, x),
             x[:kept],
             x_adv[:kept],
+            *bounds,
         )
         return Records(*(t.cpu() for t in part))
 
@@ -149,11 +164,12 @@ def _attacked(
     batches: Iterator[tuple[Images, Labels, int]],
     attack: Attack,
     seed: int,
+    certificate: Certificate | None,
 ) -> Iterator[Records]:
     """The records of each batch, in the order of the batches."""
     if len(homes) == 1:
         for x, y, kept in batches:
-            yield homes[0].records(x, y, kept, attack, seed)
+            yield homes[0].records(x, y, kept, attack, seed, certificate)
         return
     free: SimpleQueue[Home] = SimpleQueue()
     for home in homes:
@@ -163,7 +179,7 @@ def _attacked(
         home = free.get()  # there is one for every thread
         try:
             with torch.cuda.device(home.device) if home.device.type == "cuda" else nullcontext():
-                return home.records(x, y, kept, attack, seed)
+                return home.records(x, y, kept, attack, seed, certificate)
         finally:
             free.put(home)
 

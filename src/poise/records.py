@@ -13,6 +13,7 @@ from poise.rows import Rows
 from poise.shapes import Images, Labels, Mask, PerSample, Probabilities
 
 _DISTANCES = ("linf", "l2", "wasserstein", "ssim")
+_BOUNDS = ("lower", "upper")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Records:
         wasserstein: ΔW = mean |δ|.
         ssim: structural similarity, 1 for no change.
         x, x_adv: the first images, clean and attacked, for pictures.
+        lower, upper: bounds of the predicted class's probability over a certificate's ball, float64.
     """
 
     y: Labels
@@ -37,6 +39,8 @@ class Records:
     ssim: PerSample
     x: Images
     x_adv: Images
+    lower: PerSample | None = None
+    upper: PerSample | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -51,6 +55,11 @@ class Records:
         """Whether the prediction survived the attack."""
         return self.clean.argmax(dim=1) == self.attacked.argmax(dim=1)
 
+    @property
+    def certified(self) -> bool:
+        """Whether there are bounds of a certificate."""
+        return self.lower is not None
+
     @classmethod
     def join(cls, parts: Iterable[Records]) -> Records:
         """All rows of the parts, in order; none of the parts is kept.
@@ -60,14 +69,18 @@ class Records:
         """
         columns: dict[str, Rows] = {}
         for part in parts:
-            for f in fields(cls):
-                columns.setdefault(f.name, Rows(f.name)).add(getattr(part, f.name))
+            given = {f.name: getattr(part, f.name) for f in fields(cls)}
+            given = {name: values for name, values in given.items() if values is not None}
+            if columns and columns.keys() != given.keys():
+                raise InputError("records with a certificate's bounds and without cannot be joined")
+            for name, values in given.items():
+                columns.setdefault(name, Rows(name)).add(values)
         if not columns:
             raise InputError("there are no images to evaluate: the batches are empty")
-        return cls(*(rows.joined() for rows in columns.values()))
+        return cls(**{name: rows.joined() for name, rows in columns.items()})
 
     def frame(self) -> pl.DataFrame:
-        """The rows as a table: labels, predictions, confidences, distances, probabilities."""
+        """The rows as a table: labels, predictions, confidences, distances, bounds, probabilities."""
         clean_msp, clean_label = self.clean.max(dim=1)
         attacked_msp, attacked_label = self.attacked.max(dim=1)
         return pl.DataFrame(
@@ -78,6 +91,7 @@ class Records:
                 "confidence": clean_msp.numpy(),
                 "confidence_attacked": attacked_msp.numpy(),
                 **{name: getattr(self, name).numpy() for name in _DISTANCES},
+                **{name: getattr(self, name).numpy() for name in _BOUNDS if self.certified},
                 "clean": self.clean.numpy(),
                 "attacked": self.attacked.numpy(),
             }
@@ -102,4 +116,5 @@ class Records:
             column("ssim"),
             x,
             x_adv,
+            *(column(name) for name in _BOUNDS if name in frame.columns),
         )

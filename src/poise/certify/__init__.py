@@ -1,5 +1,10 @@
 """Certificates: bounds that no attack in the ball can cross, `certificate(model, x) -> Interval`."""
 
-from poise.certify.certificate import Crown, Ibp, Interval, crown, ibp
+from collections.abc import Callable, Mapping
 
-__all__ = ["Crown", "Ibp", "Interval", "crown", "ibp"]
+from poise.certify.bracket import UnsoundError
+from poise.certify.certificate import Certificate, Crown, Ibp, Interval, crown, ibp
+
+CERTIFICATES: Mapping[str, Callable[..., Certificate]] = {"ibp": ibp, "crown": crown}
+
+__all__ = ["CERTIFICATES", "Certificate", "Crown", "Ibp", "Interval", "UnsoundError", "crown", "ibp"]

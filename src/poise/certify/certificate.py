@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,24 @@ class Interval(NamedTuple):
     lower: PerSample
     upper: PerSample
     label_kept: Mask
+
+
+class Certificate(Protocol):
+    """Bounds of the confidence over a ball, as `Ibp` and `Crown` give them."""
+
+    @property
+    def eps(self) -> float:
+        """The ball's radius, in pixel units."""
+        ...
+
+    @property
+    def norm(self) -> str:
+        """The ball's norm, "linf" or "l2"."""
+        ...
+
+    def __call__(self, model: Model, x: Images) -> Interval:
+        """The bounds of each image."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from poise.records import Records
 from poise.shapes import Mask, PerSample
 
 STIRRED = 1e-3  # a relative change of 1 − p_y beyond rounding
+NOTHING = 1e-9  # a relative difference from 1 / classes that is rounding
 AHEAD = 0.05  # by so much a black-box attack has to reach further, in confidence
 
 
@@ -52,7 +53,20 @@ def record_findings(
         ]
         if peers:
             found.append(_ahead(name, _gain(records[name], wanted), torch.stack(peers).amax(dim=0)))
+    found += [_vacuous(seen) for seen in [*records.values()][:1] if seen.certified]
     return reported(found, least)
+
+
+def _vacuous(seen: Records) -> Finding:
+    assert seen.lower is not None
+    return of_images(
+        "vacuous",
+        "",
+        seen.lower <= (1 + NOTHING) / seen.clean.shape[1],
+        "of the images have a certified confidence of one over the number of classes, which holds for "
+        "every model: the certificate says nothing about them",
+        "Take a smaller eps, crown instead of ibp, or a model trained to be certified (--defense ibp).",
+    )
 
 
 def _progress(name: str, seen: Records, wanted: PerSample) -> list[Finding]:

@@ -1,0 +1,59 @@
+"""The bracket: certified <= true <= attacked, checked wherever both sides are known."""
+
+from __future__ import annotations
+
+from poise.certify.certificate import Certificate
+from poise.checks import InputError
+from poise.records import Records
+from poise.shapes import Mask
+
+SLACK = 1e-5  # of a probability, for the judge's forwards in float32
+LENGTH = 1e-5  # of a radius, for lengths measured in float32
+
+
+class UnsoundError(Exception):
+    """What an attack found lies outside a certificate's bounds: one of the two has a fault."""
+
+
+def check_bracket(records: Records, certificate: Certificate, *, first: int = 0) -> None:
+    """Refuse records in which an attacked image contradicts its certificate.
+
+    An attacked image lies in the certificate's ball, so its confidence is at least `lower` and the
+    probability of the clean prediction is at most `upper`.
+
+    Args:
+        records: with bounds.
+        certificate: that the bounds are of.
+        first: the number of the first image, for messages.
+
+    Raises:
+        InputError: an image that left the certificate's ball, on which the two cannot be compared.
+        UnsoundError: an image outside its bounds.
+    """
+    assert records.lower is not None and records.upper is not None
+    length = {"linf": records.linf, "l2": records.l2}[certificate.norm]
+    outside = length > certificate.eps * (1 + LENGTH) + LENGTH
+    if outside.any():
+        i = _first(outside)
+        raise InputError(
+            f"the attack moved image {first + i} by {float(length[i]):.4g} ({certificate.norm}), and the "
+            f"certificate holds within {certificate.eps:.4g}: give both the same eps and norm"
+        )
+    found = records.attacked.double()
+    of_prediction = found.gather(1, records.clean.argmax(dim=1)[:, None])[:, 0]
+    two = records.clean.topk(2, dim=1).values
+    untied = two[:, 0] - two[:, 1] > SLACK  # else the certificate's prediction may be the other one
+    low = found.amax(dim=1) < records.lower - SLACK
+    high = untied & (of_prediction > records.upper + SLACK)
+    if (low | high).any():
+        i = _first(low | high)
+        raise UnsoundError(
+            f"image {first + i}: the attack found a confidence of {float(found[i].amax()):.6f} "
+            f"({float(of_prediction[i]):.6f} for the clean prediction), outside the certified "
+            f"[{float(records.lower[i]):.6f}, {float(records.upper[i]):.6f}]: the certificate or the judge "
+            "has a fault, neither number can be used; please report it with the model"
+        )
+
+
+def _first(mask: Mask) -> int:
+    return int(mask.int().argmax())
