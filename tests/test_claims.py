@@ -8,7 +8,7 @@ import pytest
 from claim_frames import BY_NAME, altered, frame, needs, verdict
 from poise.paper.claims import CLAIMS, REFEREE, judge
 from poise.paper.jobs import UNDERCONFIDENCE, published
-from poise.paper.judging import Setting, subjects
+from poise.paper.judging import Instance, subjects
 from poise.paper.numbers import Subject
 
 # Counted by hand in the paper's tables. Clear: c, within noise: n, spread unknown: u.
@@ -133,7 +133,7 @@ def test_every_comparison_of_every_claim_decides(paper):
                         for metric, defense, attack in (found.group(1, 2, 3), found.group(4, 5, 6))
                     )
                     flipped = {**net.numbers, low: net.numbers[high], high: net.numbers[low]}
-                    assert not what.cases(Setting(replace(net, numbers=flipped)))[i].holds, case
+                    assert not what.cases(Instance(replace(net, numbers=flipped)))[i].holds, case
                     exchanged += 1
     assert exchanged > 400
 
@@ -194,7 +194,7 @@ def test_a_claim_is_not_run_without_any_one_of_its_cells(what):
             metric, defense, attack, role = re.fullmatch(rf"{CELL.pattern}(?: of (.+))?", name).groups()
             cells[role or ""][defense, attack, metric] = (0.1 + 0.001 * i, 0.001)
         nets = (Subject(["net"], ["data"], numbers=cells[role], role=role) for role in what.of)
-        return what.judged(what.cases(Setting(*nets)))
+        return what.judged(what.cases(Instance(*nets)))
 
     read = needs(what)
     assert judged(read)

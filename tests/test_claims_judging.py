@@ -12,7 +12,7 @@ from poise import InputError
 from poise.paper.claims import CLAIMS, judge
 from poise.paper.claims_attacks import BINARY
 from poise.paper.judging import EVERY, MOST, Count, among, on_average, subjects
-from poise.paper.numbers import Case, Margin, Number, Subject, highest
+from poise.paper.numbers import Case, Margin, Mean, Subject, highest
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_mean_is_judged_by_the_mean():
 
 
 def test_numbers_by_hand():
-    a, b = Number(0.2, 0.03, "a"), Number(0.5, 0.04, "b")
+    a, b = Mean(0.2, 0.03, "a"), Mean(0.5, 0.04, "b")
     for found, mean, std, name in (
         (a - b, -0.3, 0.05, "a - b"),
         (abs(a - b), 0.3, 0.05, "|a - b|"),
@@ -133,7 +133,7 @@ def test_numbers_by_hand():
 
 def test_least_and_what_is_not_there():
     net = Subject(["net"], ["data"], numbers={A: (0.2, 0.03), B: (0.5, 0.04)})
-    assert net.least("BA") == Number(0.2, 0.03, "least msp[Vanilla, B|A]")
+    assert net.least("BA") == Mean(0.2, 0.03, "least msp[Vanilla, B|A]")
     assert net.least("A", defenses=["Vanilla", "AT"]).lacks == ("msp[AT, A]",)
     case = net("A") < net.least("BC") - net("D")
     assert case.lacks == ("msp[Vanilla, C]", "msp[Vanilla, D]") and not case.run
@@ -141,12 +141,12 @@ def test_least_and_what_is_not_there():
 
 def test_comparisons_are_not_chained():
     """Python would drop the first of them."""
-    a, b = Number(0.2), Number(0.5)
+    a, b = Mean(0.2), Mean(0.5)
     with pytest.raises(TypeError, match="join comparisons by &"):
         _ = a < b < 0.7
     with pytest.raises(TypeError, match="join comparisons by &"):
         _ = a > b and a < 0.7
-    assert [m.text for m in highest(b, a, Number(0.1)).margins] == ["0.2 < 0.5", "0.1 < 0.5"]
+    assert [m.text for m in highest(b, a, Mean(0.1)).margins] == ["0.2 < 0.5", "0.1 < 0.5"]
 
 
 def test_a_ratio_to_nothing_is_not_run():

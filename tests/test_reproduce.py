@@ -111,6 +111,19 @@ def test_what_was_not_run_is_not_filled_in(ran, found):
     )
 
 
+def test_verdicts_on_stand_ins_are_marked_and_counted_apart(ran):
+    """All tiny nets are on other data than the paper's."""
+    judged = pl.read_parquet(ran / "results" / "claims-tiny.parquet")
+    verdicts = judged.filter(pl.col("verdict") != "not run")
+    assert verdicts["of"].unique().to_list() == ["other data"] and len(verdicts) > 80
+    counts = dict(verdicts["verdict"].value_counts().rows())
+    page = (ran / "results" / "scoreboard-tiny.md").read_text()
+    assert f"| on other data | {counts['holds']} | {counts['fails']} |" in page
+    assert "| on the paper's own nets | 0 | 0 |" in page
+    page = (ran / "results" / "claims-tiny.md").read_text()
+    assert page.count("** (other data) |") == len(verdicts)
+
+
 def test_the_same_command_again_runs_nothing(ran, place, capsys):
     files = {f: f.stat().st_mtime_ns for f in (ran / "looked").rglob("*.parquet")}
     files |= {f: f.stat().st_mtime_ns for f in (ran / "trained").rglob("model.safetensors")}

@@ -30,7 +30,7 @@ ON = {
     "other data": "on other data",
 }
 NEAR = list(ON)[1:]  # stand-ins
-UNHELD = (
+UNHELD_TOLD = (
     "\n*unheld*: what the sizes in the paper's Table 2 suggest, PGD and Dropout held to S but not to "
     "[0, 1], Adaptive and ConfSmooth to neither, Dropout's survivors rescaled, the last iterate.\n"
 )
@@ -112,7 +112,7 @@ def _table(name: str, book: Book, found: pl.DataFrame) -> Path:
     frame = tables.beside(layout, book.suite, found)
     spread = "over images" if layout.table == "2" else "over seeds"
     head = book.head(f"{layout.title} (Table {layout.table})", book.jobs(name))
-    told = UNHELD if layout.table == "2" else ""
+    told = UNHELD_TOLD if layout.table == "2" else ""
     text = (
         f"{head}\n"
         f"In each cell: ours / the paper's, mean ± standard deviation {spread}. n: seeds × test images. A "
@@ -151,7 +151,9 @@ def _figure(name: str, book: Book) -> Path:
 def _claims(book: Book, frame: pl.DataFrame) -> Path:
     groups = (("The paper's claims", CLAIMS), ("What a referee would ask", REFEREE))
     text = book.head("The paper's claims, judged", book.jobs("claims"))
-    text += f"{UNHELD}Table 2's claims are judged on *unheld*, those on salience on attacks held to S.\n"
+    text += (
+        f"{UNHELD_TOLD}Table 2's claims are judged on *unheld*, those on salience on attacks held to S.\n"
+    )
     text += (
         "\nEach statement is judged on the cells that were run; *not run* where one that it needs is "
         "missing. *Clear*: the difference that decides exceeds the pooled standard deviation over seeds. "
@@ -161,8 +163,10 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
     theirs = dict(judge((*CLAIMS, *REFEREE), jobs.published()).select("name", "verdict").rows())
     for title, claims in groups:
         part = frame.filter(pl.col("name").is_in([claim.name for claim in claims]))
+        counts = [f"{hold} hold and {fail} fail {on}" for on, hold, fail in _counted(part) if hold + fail]
+        counts.append(f"{part.filter(verdict='not run').height} not run")
         text += (
-            f"\n## {title}\n\n{_counted(part)}.\n\n"
+            f"\n## {title}\n\n{'; '.join(counts)}.\n\n"
             "| claim | section | verdict | clear | numbers | in the paper |\n"
         )
         text += "| --- | --- | --- | --- | --- | --- |\n"
@@ -200,14 +204,13 @@ def _stands(suite: Suite) -> pl.DataFrame:
     return frame.group_by(names[:-1], maintain_order=True).agg(pl.col("own").all())
 
 
-def _counted(judged: pl.DataFrame) -> str:
-    """How many verdicts there are of each kind, those on stand-ins apart, by how near these are."""
-    told = []
-    for of, where in ON.items():
-        counts = dict(judged.filter(of=of)["verdict"].value_counts().rows())
-        told += [f"{counts.get('holds', 0)} hold and {counts.get('fails', 0)} fail {where}"] * bool(counts)
-    idle = judged.filter(verdict="not run").height
-    return "; ".join([*told, f"{idle} not run"])
+def _counted(judged: pl.DataFrame) -> list[tuple[str, int, int]]:
+    """Where claims were judged, nearest first, and how many hold and fail there."""
+
+    def count(of: str, verdict: str) -> int:
+        return judged.filter(of=of, verdict=verdict).height
+
+    return [(where, count(of, "holds"), count(of, "fails")) for of, where in ON.items()]
 
 
 def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
@@ -224,13 +227,13 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
     ]
     board = pl.concat([board, total, pl.DataFrame(kinds)], how="diagonal_relaxed")
     text = (
-        f"{book.head('Scoreboard', jobs_of('all', book.suite, book.reading))}\n"
+        f"{book.head('Scoreboard', book.jobs('all'))}\n"
         "*run*: cells of the paper measured in its own setting, in whatever reading (of Table 2, "
         "*unheld*); *stand-in*: by another net, other data or shorter training; *judged*: both sides have "
         "a standard deviation over seeds; *within 2 std*: of those, the difference is within two pooled "
         "ones. Last, how many of all claims have which verdict, on the paper's own nets and on stand-ins "
-        f"alone.\n\n{Table.of([board.columns, *board.rows()]).markdown()}\n"
-        f"Claims: {_counted(judged)}.\n"
+        f"alone; below, by how near these are.\n\n{Table.of([board.columns, *board.rows()]).markdown()}\n"
+        f"{Table.of([('claims judged', 'hold', 'fail'), *_counted(judged)]).markdown()}"
     )
     return _put(book, "scoreboard", text, board)
 

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from poise.paper.jobs import UNDERCONFIDENCE
 from poise.paper.judging import MOST, Claim, Count, among
-from poise.paper.numbers import Case, Number, Subject, highest, lowest
+from poise.paper.numbers import Case, Mean, Subject, highest, lowest
 
 BINARY = ("Breast Cancer Ultrasound", "BreastMNIST", "PneumoniaMNIST")  # data sets of two classes
 
@@ -19,7 +19,7 @@ VIT_AND_CNN = {"ViT": among(["ViT-B16"]), "CNN": lambda net: not among(["ViT-B16
 
 def led_by(
     first: str, net: Subject, metric: str = "msp", attacks: Sequence[str] = UNDERCONFIDENCE
-) -> list[Number]:
+) -> list[Mean]:
     """What one attack leaves of a net, then what the others do."""
     return [net(attack, metric) for attack in (first, *(other for other in attacks if other != first))]
 
@@ -210,7 +210,7 @@ TABLE_2 = (
 def consistent(*defenses: str, tables: str) -> tuple[Claim, ...]:
     """Whether tables of confidence, accuracy and ECE fit one another, for some defenses."""
 
-    def gap(net: Subject, defense: str, attack: str) -> Number:
+    def gap(net: Subject, defense: str, attack: str) -> Mean:
         """|MSP − accuracy|, the accuracy taken before, as attacks that keep the label leave it."""
         return abs(net.msp(defense, attack) - net.accuracy(defense, "before")).exactly()
 

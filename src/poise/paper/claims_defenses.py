@@ -7,7 +7,7 @@ from itertools import pairwise
 from poise.paper.claims_attacks import consistent
 from poise.paper.jobs import COUNTS, DEFENDED, UNDERCONFIDENCE
 from poise.paper.judging import MOST, Claim, among, on_average
-from poise.paper.numbers import Case, Number, Subject, every, highest, lowest
+from poise.paper.numbers import Case, Mean, Subject, every, highest, lowest
 
 MISCLASSIFICATION = ("AT", "TRADES", "RobustAugMix")  # trained against wrong answers
 UAT = ("UAT-Gap", "UAT-Smooth")
@@ -23,7 +23,7 @@ def others(*names: str, of: tuple[str, ...] = DEFENDED) -> list[str]:
     return [name for name in of if name not in names]
 
 
-def extra(net: Subject, defense: str) -> Number:
+def extra(net: Subject, defense: str) -> Mean:
     """How far ConfSmooth goes below Adaptive."""
     return net.msp(defense, "Adaptive") - net.msp(defense)
 
@@ -76,7 +76,7 @@ TABLE_3 = (
         "5.3, Table 3",
         "under Dropout, each adversarially trained net stays above 0.5 and above the vanilla net",
         lambda net: [
-            highest(net.msp(d, "Dropout"), net.msp("Vanilla", "Dropout"), Number(0.5)) for d in TRAINED
+            highest(net.msp(d, "Dropout"), net.msp("Vanilla", "Dropout"), Mean(0.5)) for d in TRAINED
         ],
     ),
     Claim(
@@ -125,7 +125,7 @@ TABLE_3 = (
 )
 
 
-def separation(net: Subject, attack: str, defense: str) -> Number:
+def separation(net: Subject, attack: str, defense: str) -> Mean:
     """How much more confident right answers are than wrong ones."""
     return net(attack, RIGHT, defense) - net(attack, WRONG, defense)
 
@@ -196,7 +196,7 @@ TABLE_S2 = (
 )
 
 
-def stable(net: Subject, defense: str) -> Number:
+def stable(net: Subject, defense: str) -> Mean:
     """Accuracy under PGD over clean accuracy."""
     return net.accuracy(defense) / net.accuracy(defense, "before")
 

@@ -15,10 +15,10 @@ from poise.auditing.comparison import SLACK
 from poise.paper.claims_defenses import COUNTED, MISCLASSIFICATION, extra, others
 from poise.paper.jobs import DEFENDED, UNDERCONFIDENCE
 from poise.paper.judging import Claim
-from poise.paper.numbers import Case, Number, Subject, highest, lowest
+from poise.paper.numbers import Case, Mean, Subject, highest, lowest
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
-REFEREED = (*DEFENDED, CHEAP, FREE)
+COMPARED = (*DEFENDED, CHEAP, FREE)
 SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
 WAYS = {
     "raw": "under auto",
@@ -30,7 +30,7 @@ WAYS = {
 def at_scale(metric: str, words: str) -> tuple[Claim, ...]:
     """The paper's claims on confidence under attack, read in one of the three ways."""
 
-    def kept(net: Subject, defense: str) -> Number:
+    def kept(net: Subject, defense: str) -> Mean:
         return net(AUTO, metric, defense)
 
     def claim(
@@ -121,7 +121,7 @@ EQUAL_COST = (
 )
 
 
-def k(net: Subject, defense: str) -> Number:
+def k(net: Subject, defense: str) -> Mean:
     """The scale of the logits of least validation NLL."""
     return net("before", "k", defense)
 
@@ -152,7 +152,7 @@ SCALE = (
         "the logits; above it by more than the attack's margin, the attack has failed",
         lambda net: [
             net("PGD", "bound", d).exactly().exceeds(net(AUTO, metric, d).exactly(), by=-SLACK)
-            for d in REFEREED
+            for d in COMPARED
             for metric in WAYS
         ],
         separate=True,
@@ -161,7 +161,7 @@ SCALE = (
         "auto-below-the-papers-attacks",
         "not in the paper",
         "auto leaves less confidence than each of the paper's attacks, whatever the defense",
-        lambda net: [net(AUTO, SAME, d) < net.least(UNDERCONFIDENCE, SAME, [d]) for d in REFEREED],
+        lambda net: [net(AUTO, SAME, d) < net.least(UNDERCONFIDENCE, SAME, [d]) for d in COMPARED],
         separate=True,
     ),
 )

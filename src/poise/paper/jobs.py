@@ -111,7 +111,7 @@ def distinct(jobs: Iterable[Job]) -> list[Job]:
     return list({job.name: job for job in jobs}.values())
 
 
-CELL = {
+_CELL = {
     "reading": pl.String,  # of the attacks; "unheld" for Table 2's other one
     "architecture": pl.String,
     "dataset": pl.String,
@@ -136,8 +136,8 @@ def cells(jobs: Iterable[Job], place: Place) -> pl.DataFrame:
         net, s = job.net, job.net.setting
         named = (job.look.reading or net.reading.name, s.architecture, s.dataset, net.defense)
         rows += [(*named, c.attack, c.metric, net.seed, *c[2:]) for c in job.cells(place)]
-    frame = pl.DataFrame(rows, schema=CELL, orient="row").unique(maintain_order=True)
-    return frame.group_by(list(CELL)[:6], maintain_order=True).agg(
+    frame = pl.DataFrame(rows, schema=_CELL, orient="row").unique(maintain_order=True)
+    return frame.group_by(list(_CELL)[:6], maintain_order=True).agg(
         mean=pl.col("value").mean(),
         std=pl.col("value").std(),
         n=pl.len(),

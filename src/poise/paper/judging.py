@@ -22,11 +22,11 @@ from typing import NamedTuple, TypeAlias
 import polars as pl
 
 from poise.checks import InputError
-from poise.paper.numbers import KINDS, Case, Subject, pooled
+from poise.paper.numbers import NEARNESS, Case, Subject, pooled
 
-CELL = ("architecture", "dataset", "defense", "attack", "metric", "mean", "std")  # columns that it takes
-VERDICT = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")  # and gives
-SHOWN = 4  # settings that speak against a claim, in its text
+_TAKES = ("architecture", "dataset", "defense", "attack", "metric", "mean", "std")  # columns that it takes
+_GIVES = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")  # and gives
+_SHOWN = 4  # settings that speak against a claim, in its text
 
 
 class Ruling(NamedTuple):
@@ -146,7 +146,7 @@ class Claim:
         named = re.search(r"Tables? (S?\d(?:, S?\d)*)", self.section)
         return tuple(named[1].split(", ")) if named else ()
 
-    def cases(self, setting: Setting) -> list[Case]:
+    def cases(self, setting: Instance) -> list[Case]:
         """What it says there, the setting's name on each case."""
         said = self.says(*setting.nets)
         cases = [said] if isinstance(said, Case) else said
@@ -157,23 +157,23 @@ class Claim:
         run = [case for case in cases if case.run]
         return run if self.separate or len(run) == len(cases) else []
 
-    def settings(self, subjects: Sequence[Subject]) -> list[Setting]:
+    def settings(self, subjects: Sequence[Subject]) -> list[Instance]:
         """The nets, or pairs of nets on the same data, that it is about, in their order."""
         found = []
         for nets in permutations(subjects, len(self.of)):
             alike = len({net.datasets[0] for net in nets}) == 1
             if alike and all(chosen(net) for chosen, net in zip(self.of.values(), nets, strict=True)):
-                found.append(Setting(*(replace(n, role=r) for r, n in zip(self.of, nets, strict=True))))
+                found.append(Instance(*(replace(n, role=r) for r, n in zip(self.of, nets, strict=True))))
         return found
 
 
-class Setting:
+class Instance:
     """The nets that a claim is judged on at once, one or a pair."""
 
     def __init__(self, *nets: Subject) -> None:
         self.nets = nets
         self.name = " and ".join([*(net.architectures[0] for net in nets[:-1]), nets[-1].name])
-        self.kind = max((net.kind for net in nets), key=KINDS.index)  # of the one that is farther off
+        self.kind = max((net.kind for net in nets), key=NEARNESS.index)  # of the one that is farther off
 
 
 def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
@@ -208,7 +208,7 @@ def judge(claims: Iterable[Claim], cells: pl.DataFrame) -> pl.DataFrame:
         if claim.tables not in of_tables:
             of_tables[claim.tables] = subjects(cells, claim.tables)
         rows.append(_row(claim, of_tables[claim.tables]))
-    return pl.DataFrame(rows, schema=dict.fromkeys(VERDICT, pl.String), orient="row")
+    return pl.DataFrame(rows, schema=dict.fromkeys(_GIVES, pl.String), orient="row")
 
 
 def subjects(cells: pl.DataFrame, tables: Sequence[str] = ()) -> list[Subject]:
@@ -221,8 +221,8 @@ def subjects(cells: pl.DataFrame, tables: Sequence[str] = ()) -> list[Subject]:
     Raises:
         InputError: a column missing, or two different numbers for one cell.
     """
-    if missing := [name for name in CELL if name not in cells.columns]:
-        raise InputError(f"cells must have the columns {', '.join(CELL)}; {', '.join(missing)} missing")
+    if missing := [name for name in _TAKES if name not in cells.columns]:
+        raise InputError(f"cells must have the columns {', '.join(_TAKES)}; {', '.join(missing)} missing")
     if tables and "table" in cells.columns:
         cells = cells.filter(pl.col("table").cast(pl.String).is_in(tables))
     nets: dict[tuple[str, str], Subject] = {}
@@ -237,7 +237,7 @@ def subjects(cells: pl.DataFrame, tables: Sequence[str] = ()) -> list[Subject]:
         for names, of in ((net.architectures, "of_architecture"), (net.datasets, "of_dataset")):
             if (other := row.get(of)) and other not in names:
                 names.append(other)
-        net.kind = max(net.kind, _kind(row), key=KINDS.index)
+        net.kind = max(net.kind, _kind(row), key=NEARNESS.index)
         at = (row["defense"], row["attack"], row["metric"])
         before = net.numbers.setdefault(at, found)
         if before != found:
@@ -263,7 +263,7 @@ def _row(claim: Claim, nets: Sequence[Subject]) -> tuple[str | None, ...]:
     head = (claim.name, claim.section, claim.statement)
     if not run:
         return *head, "", None, "not run", None, _missing(there)
-    kind = min((setting.kind for setting in run), key=KINDS.index)
+    kind = min((setting.kind for setting in run), key=NEARNESS.index)
     found = [case for setting, cases in run.items() if setting.kind == kind for case in cases]
     names = [setting.name for setting in run if setting.kind == kind]
     asked = [cases for setting, cases in there.items() if setting.kind == kind]
@@ -283,12 +283,12 @@ def _deciding(found: Sequence[Case], ruling: Ruling) -> str:
     if not against:
         nearest = min(found, key=lambda case: case.narrowest.value)
         return f"; narrowest: {nearest.setting}: {nearest.narrowest.text}"
-    listed = "; ".join(f"{case.setting}: {case.narrowest.text}" for case in against[:SHOWN])
-    more = f"; and {len(against) - SHOWN} more" if len(against) > SHOWN else ""
+    listed = "; ".join(f"{case.setting}: {case.narrowest.text}" for case in against[:_SHOWN])
+    more = f"; and {len(against) - _SHOWN} more" if len(against) > _SHOWN else ""
     return f"; {word}: {listed}{more}"
 
 
-def _missing(there: Mapping[Setting, Sequence[Case]]) -> str:
+def _missing(there: Mapping[Instance, Sequence[Case]]) -> str:
     """Which cells of the setting that has most of them are not there."""
     if not there:
         return "no such setting"

@@ -26,7 +26,7 @@ from poise.paper.suites import Setting
 from poise.progress import Progress
 from poise.report import read
 
-FIRST = 500  # images on which perturbations are weighed against saliency
+_FIRST = 500  # images on which perturbations are weighed against saliency
 
 
 class Cell(NamedTuple):
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class Measurement:
     """One way to look at a net.
 
     Args:
@@ -67,7 +67,7 @@ class Job:
     """One net, and one look at it."""
 
     net: PaperNet
-    look: Look
+    look: Measurement
 
     @property
     def attacks(self) -> Mapping[str, Attack]:
@@ -161,7 +161,9 @@ PROBABILITIES: dict[str, Callable[..., float]] = {
     "ece": metrics.ece,
     "above_half": lambda probs, y: float((probs.max(dim=1).values >= 0.5).double().mean()),  # section 5.1
 }
-AUDITED = Look(name="attacked", file="{}/records.parquet", take=_audit, cells=_audited, forwards=_judged)
+AUDITED = Measurement(
+    name="attacked", file="{}/records.parquet", take=_audit, cells=_audited, forwards=_judged
+)
 
 # Table 2's other reading: ΔW and SSIM of attacks that leave [0, 1], which no audit accepts.
 
@@ -212,7 +214,7 @@ def _measured(job: Job, place: Place) -> Iterator[Cell]:
             yield Cell(str(attack), metric, float(values.mean()), len(part), float(values.std()))
 
 
-UNHELD = Look(
+UNHELD = Measurement(
     name="unheld",
     attacks=lambda setting, reading: unheld(setting),
     file="distances.parquet",
@@ -227,7 +229,7 @@ UNHELD = Look(
 
 def _weigh(job: Job, place: Place, progress: Progress) -> None:
     net, test, device = _open(job, place)
-    x, y = next(iter(test.batched(FIRST)))
+    x, y = next(iter(test.batched(_FIRST)))
     x = x.to(device)
     changed = {name: run(attack, net, x, y) for name, attack in job.attacks.items()}
     changed["chance"] = random_signs(x, eps=job.net.setting.eps)
@@ -241,12 +243,12 @@ def _weighed(job: Job, place: Place) -> Iterator[Cell]:
         yield Cell(attack, "salience", mean, images)
 
 
-WEIGHED = Look(
+WEIGHED = Measurement(
     name="salience",
     file="salience.parquet",
     take=_weigh,
     cells=_weighed,
-    forwards=lambda job, images: _judged(job, min(images, FIRST)),
+    forwards=lambda job, images: _judged(job, min(images, _FIRST)),
 )
 
 # The numbers of `poise compare`, the scales fitted on test images that are not attacked here.
@@ -291,7 +293,7 @@ def _compared(job: Job, place: Place) -> Iterator[Cell]:
             yield Cell(attack, metric, float(row[column]), job.net.setting.test or 0)
 
 
-REFEREED = Look(
+REFEREED = Measurement(
     name="referee",
     attacks=lambda setting, reading: attacks_of(setting, OURS),
     file="comparison.parquet",

@@ -11,17 +11,17 @@ from operator import and_
 from typing import NamedTuple
 
 ROUNDING = 1e-9  # .12 asked and .12 found is enough, whatever the floats say
-KINDS = ("own", "shortened", "other net", "other data")  # how near to the paper's own, nearest first
+NEARNESS = ("own", "shortened", "other net", "other data")  # how near to the paper's own, nearest first
 
 
 @dataclass(frozen=True)
-class Number:
+class Mean:
     """A mean over seeds with its standard deviation, known by a name.
 
     Differences and ratios take the numbers as independent. What is not there is NaN, and goes on through
     them with the names of the cells that it lacks.
 
-    >>> a, b = Number(0.75, 0.04, "a"), Number(0.5, 0.03, "b")
+    >>> a, b = Mean(0.75, 0.04, "a"), Mean(0.5, 0.03, "b")
     >>> (a - b).mean, (a - b).std, abs(b - a).name
     (0.25, 0.05, '|b - a|')
     >>> (b < a).holds, (b < a).narrowest.text, a.exceeds(b, by=0.3).holds
@@ -42,42 +42,42 @@ class Number:
     def __str__(self) -> str:
         return f"{self.name} {self.mean:.4g}".lstrip()
 
-    def __sub__(self, other: Number | float) -> Number:
-        other = number(other)
+    def __sub__(self, other: Mean | float) -> Mean:
+        other = as_mean(other)
         right = other.name or str(other)
         if " - " in right and not right.startswith("|"):
             right = f"({right})"
-        return Number(
+        return Mean(
             self.mean - other.mean,
             pooled(self.std, other.std),
             f"{self.name or self} - {right}",
             self.lacks + other.lacks,
         )
 
-    def __truediv__(self, under: Number) -> Number:
+    def __truediv__(self, under: Mean) -> Mean:
         mean, spread = math.nan, None
         if under.mean != 0:
             mean = self.mean / under.mean
             spread = pooled(self.std, None if under.std is None else mean * under.std)
-        return Number(
+        return Mean(
             mean,
             None if spread is None else spread / abs(under.mean),  # to first order
             f"{self.name} / {under.name}",
             self.lacks + under.lacks,
         )
 
-    def __abs__(self) -> Number:
+    def __abs__(self) -> Mean:
         return replace(self, mean=abs(self.mean), name=f"|{self.name}|")
 
-    def __lt__(self, other: Number | float) -> Case:
-        return number(other).exceeds(self)
+    def __lt__(self, other: Mean | float) -> Case:
+        return as_mean(other).exceeds(self)
 
-    def __gt__(self, other: Number | float) -> Case:
+    def __gt__(self, other: Mean | float) -> Case:
         return self.exceeds(other)
 
-    def exceeds(self, low: Number | float, *, by: float = 0.0) -> Case:
+    def exceeds(self, low: Mean | float, *, by: float = 0.0) -> Case:
         """Whether it is above another, and by how much at least; by < 0 is a tolerance."""
-        low = number(low)
+        low = as_mean(low)
         sign = "<" if low.mean < self.mean else ">" if low.mean > self.mean else "="
         asked = f" (asked: by {by:.4g})" if by > 0 else f" (within {-by:.4g})" if by else ""
         margin = Margin(
@@ -88,7 +88,7 @@ class Number:
         )
         return Case((margin,))
 
-    def exactly(self) -> Number:
+    def exactly(self) -> Mean:
         """The same without noise, for numbers of the same nets and images: what holds net by net."""
         return replace(self, std=0.0)
 
@@ -154,14 +154,14 @@ class Subject:
 
     Args:
         architectures, datasets: its own name, and the paper's that it stands for.
-        kind: how near it is to the paper's own, one of `KINDS`.
+        kind: how near it is to the paper's own, one of `NEARNESS`.
         numbers: mean and standard deviation by (defense, attack, metric).
         role: what it is called beside another net.
     """
 
     architectures: list[str]
     datasets: list[str]
-    kind: str = KINDS[0]
+    kind: str = NEARNESS[0]
     numbers: dict[tuple[str, str, str], tuple[float, float | None]] = field(default_factory=dict)
     role: str = ""
 
@@ -170,47 +170,47 @@ class Subject:
         """Its own."""
         return f"{self.architectures[0]} on {self.datasets[0]}"
 
-    def __call__(self, attack: str, metric: str = "msp", defense: str = "Vanilla") -> Number:
+    def __call__(self, attack: str, metric: str = "msp", defense: str = "Vanilla") -> Mean:
         """A cell; of the undefended net, unless told otherwise."""
         name = f"{metric}[{defense}, {attack}]" + (f" of {self.role}" if self.role else "")
         if (defense, attack, metric) not in self.numbers:
-            return Number(math.nan, None, name, (name,))
-        return Number(*self.numbers[defense, attack, metric], name)
+            return Mean(math.nan, None, name, (name,))
+        return Mean(*self.numbers[defense, attack, metric], name)
 
-    def msp(self, defense: str, attack: str = "ConfSmooth") -> Number:
+    def msp(self, defense: str, attack: str = "ConfSmooth") -> Mean:
         """A defense's confidence."""
         return self(attack, "msp", defense)
 
-    def accuracy(self, defense: str, attack: str = "PGD") -> Number:
+    def accuracy(self, defense: str, attack: str = "PGD") -> Mean:
         """A defense's accuracy."""
         return self(attack, "accuracy", defense)
 
-    def ece(self, defense: str, attack: str) -> Number:
+    def ece(self, defense: str, attack: str) -> Mean:
         """A defense's ECE."""
         return self(attack, "ece", defense)
 
     def least(
         self, attacks: Sequence[str], metric: str = "msp", defenses: Sequence[str] = ("Vanilla",)
-    ) -> Number:
+    ) -> Mean:
         """The least of several cells."""
         some = [self(attack, metric, defense) for defense, attack in product(defenses, attacks)]
         lacks = tuple(name for one in some for name in one.lacks)
-        least = Number(math.nan, None) if lacks else min(some, key=lambda one: one.mean)
+        least = Mean(math.nan, None) if lacks else min(some, key=lambda one: one.mean)
         name = self("|".join(attacks), metric, "|".join(defenses)).name
         return replace(least, name=f"least {name}", lacks=lacks)
 
 
-def number(given: Number | float) -> Number:
+def as_mean(given: Mean | float) -> Mean:
     """The number itself, or a constant as one."""
-    return given if isinstance(given, Number) else Number(given)
+    return given if isinstance(given, Mean) else Mean(given)
 
 
-def lowest(ours: Number, *rivals: Number) -> Case:
+def lowest(ours: Mean, *rivals: Mean) -> Case:
     """Ours is below each of them."""
     return every(ours < rival for rival in rivals)
 
 
-def highest(ours: Number, *rivals: Number) -> Case:
+def highest(ours: Mean, *rivals: Mean) -> Case:
     """Ours is above each of them."""
     return every(ours > rival for rival in rivals)
 
