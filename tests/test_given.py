@@ -9,7 +9,7 @@ from torch import nn
 import poise
 from nets import conv_net, images
 from poise import InputError, attacks, checks, evaluate, models
-from poise.given import LogitsAlone
+from poise.modes import LogitsAlone
 from poise.recalibration import logits_of
 
 X, Y = images(8), torch.arange(8) % 5

@@ -11,7 +11,7 @@ from torch import nn
 from poise import InputError, attacks, evaluate
 from poise.metrics import ssim
 from poise.recalibration import logits_of
-from poise.rows import Rows
+from poise.records import Rows
 
 NET = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)).eval()
 

@@ -20,9 +20,9 @@ from poise.attacks.square_confidence import (
     square_random_confidence,
     square_underconfidence,
 )
-from poise.data.digits import digits
+from poise.data.published import digits
 from poise.draws import Draw
-from poise.models.lenet import lenet
+from poise.models.networks import lenet
 
 KEEPING = [
     square_underconfidence,

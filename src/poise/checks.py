@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -294,3 +296,27 @@ def _counted_from(y: Tensor, classes: int) -> str:
     if low < 0:
         return ": where -1 stands for no label, leave those images out" if low == -1 else ""
     return ": use y - 1 if they are counted from 1" if low == 1 and high == classes else ""
+
+
+def require(package: str, *, extra: str, what: str) -> ModuleType:
+    """The package, or a message that names the extra of poise that brings it.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is there, and something that it needs is not
+            raise
+        raise InputError(f"{what} needs the package {package}: pip install 'poise[{extra}]'") from error
+
+
+def name_some(names: Sequence[str], most: int = 12) -> str:
+    """Names on one line: the first ones, and how many more there are.
+
+    >>> name_some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"

@@ -18,9 +18,8 @@ from poise.attacks import Attack, run
 from poise.certify import Certificate
 from poise.certify.bracket import check_bracket
 from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
-from poise.given import LogitsAlone, called, check_one_answer, logits_in, pair
 from poise.metrics import perturbation
-from poise.modes import evaluating
+from poise.modes import LogitsAlone, called, check_one_answer, evaluating, logits_in, pair
 from poise.records import Records
 from poise.shapes import Images, Labels, Model, Probabilities
 

@@ -8,10 +8,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from poise.checks import InputError
+from poise.checks import InputError, name_some
 
 Given = Mapping[str, str | int]
-SHOWN = 12  # names, at most, in a message
 SYNSET = re.compile(r"n\d{8}(?!\d)")  # WordNet's number, which ImageNet's folders are called by
 
 
@@ -107,7 +106,7 @@ def match(
     """
     given = given or {}
     if unknown := [name for name in given if name not in data]:
-        raise InputError(f"the class map names {_listed(unknown)}, and {what} has {_listed(data)}")
+        raise InputError(f"the class map names {name_some(unknown)}, and {what} has {name_some(data)}")
     told = {name: _place(place, model, outputs, who) for name, place in given.items()}
     rest = [name for name in data if name not in told]
     by_name = {} if model is None else _by_name(rest, model)
@@ -214,21 +213,16 @@ def _unlike(
     if model is None:
         why, first = "by their number alone", data[0]
     elif lost:
-        why, first = f"by name: {_listed(lost)} {'has' if len(lost) == 1 else 'have'} no match", lost[0]
+        why, first = f"by name: {name_some(lost)} {'has' if len(lost) == 1 else 'have'} no match", lost[0]
     else:
         why, first = "by name: two of the data's are one of the model's", data[0]
     flag = f"--class-map {shlex.quote(first + '=NAME')}"
     return InputError(
-        f"{what} has {len(data)} classes ({_listed(data)}), {who} has {_named(model, outputs)}, and they "
+        f"{what} has {len(data)} classes ({name_some(data)}), {who} has {_named(model, outputs)}, and they "
         f"cannot be matched {why}: say which is which, {flag} ..., NAME being the model's or its number "
         "from 0 (class_map={...} in Python), or leave classes out (--read.drop)"
     )
 
 
 def _named(model: Sequence[str] | None, outputs: int) -> str:
-    return f"{outputs} classes " + ("without names" if model is None else f"({_listed(model)})")
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown
+    return f"{outputs} classes " + ("without names" if model is None else f"({name_some(model)})")

@@ -17,10 +17,9 @@ from scipy.special import log_softmax, logsumexp, softmax
 from torch import Tensor, nn
 
 from poise.checks import InputError, check_count, check_labels, check_logits, check_number
-from poise.given import called, logits_in, pair
 from poise.labels import as_in, names_of
-from poise.modes import evaluating
-from poise.rows import Rows
+from poise.modes import called, evaluating, logits_in, pair
+from poise.records import Rows
 from poise.shapes import Images, Labels, Logits, Model
 
 Fit = Callable[[Logits, Labels], nn.Module]

@@ -16,9 +16,15 @@ from typing import Any
 import torch
 
 from poise.adversarial_sets import files
-from poise.adversarial_sets.judging import differing, judge, rounded
-from poise.adversarial_sets.reading import checked
-from poise.adversarial_sets.rounding import check_8_bits, check_budget, named, to_8_bits
+from poise.adversarial_sets.rounding import (
+    check_8_bits,
+    check_budget,
+    differing,
+    judge,
+    named,
+    rounded,
+    to_8_bits,
+)
 from poise.attacks import Attack
 from poise.checks import InputError, check_labels
 from poise.labels import match, names_of
@@ -139,7 +145,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
             images or classes.
     """
     path = Path(path)
-    facts, tensors, mark = checked(path)
+    facts, tensors, mark = files.checked(path)
     x, x_adv, y, share = (tensors[name] for name in ("x", "x_adv", "y", "share"))
     records, failed = None, torch.zeros(len(x), dtype=torch.bool)
     answer = tensors.get("answer")

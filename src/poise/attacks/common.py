@@ -15,8 +15,7 @@ from poise.checks import (
     check_labels,
     check_logits,
 )
-from poise.given import called
-from poise.modes import ask, evaluating
+from poise.modes import ask, called, evaluating
 from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
 

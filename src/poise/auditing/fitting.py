@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from poise import labels, models
-from poise.checks import InputError
+from poise.checks import InputError, name_some
 from poise.data import ImageSet
 from poise.diagnostics import Finding
 from poise.diagnostics.finding import LEAST, of_images, reported
-from poise.given import called, logits_in
-from poise.modes import evaluating
+from poise.modes import called, evaluating, logits_in
 from poise.preparation import Preparation
 from poise.training.outcome import preparation_in, read_finished
 
@@ -102,7 +101,7 @@ def fit_findings(
             )
         )
     if class_map:
-        pairs = ", ".join(f"{name} is {place}" for name, place in list(class_map.items())[: labels.SHOWN])
+        pairs = name_some([f"{name} is {place}" for name, place in class_map.items()])
         found.append(
             Finding(
                 "classes-matched",

@@ -20,7 +20,7 @@ from poise.certify.bounds import ENTRIES, L2, Bounds, Linf, Region
 from poise.certify.layers import Box
 from poise.certify.network import READERS, Network, read
 from poise.checks import InputError, check_images, check_logits, check_number, settle
-from poise.given import called, logits_in
+from poise.modes import called, logits_in
 from poise.naming import lookup
 from poise.shapes import Images, Labels, Mask, Model, PerSample
 

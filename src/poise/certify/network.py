@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from poise.certify.layers import Add, Affine, Box, Conv, Layer, MaxPool, Pair, Relu, Shape
 from poise.checks import InputError
-from poise.given import called, logits_in
+from poise.modes import called, logits_in
 from poise.shapes import Images, Logits, Model
 
 KNOWN = (

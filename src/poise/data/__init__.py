@@ -7,15 +7,11 @@ from typing import Any
 
 from poise.checks import InputError, check_choice
 from poise.data.arrays import ImageSet, Split
-from poise.data.cifar import cifar10, cifar100
-from poise.data.digits import digits
 from poise.data.folders import SPLITS, at_home, folder
 from poise.data.hugging_face import hugging_face
-from poise.data.imagenet import imagenet
-from poise.data.mnist import mnist
 from poise.data.npz import npz
 from poise.data.pictures import Pictures
-from poise.data.transfer import busi, chest, mstar
+from poise.data.published import busi, chest, cifar10, cifar100, digits, imagenet, mnist, mstar
 from poise.naming import lookup
 from poise.preparation import AS_IT_IS, Preparation
 

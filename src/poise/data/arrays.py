@@ -1,4 +1,4 @@
-"""Image sets: in memory, or decoded from files batch by batch."""
+"""Image sets: in memory, or decoded from files batch by batch; their classes and preparation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
-from poise.checks import InputError, check_count, check_labels, check_text
-from poise.data.pictures import Pictures, hashed
+from poise.checks import InputError, check_count, check_labels, check_text, name_some
+from poise.data.pictures import Pictures, hashed, pictures
 from poise.preparation import Preparation
 from poise.shapes import Images, Labels
 
@@ -193,3 +194,97 @@ class ImageSet:
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[torch.cat(members)] = True
         return chosen
+
+
+def keep(classes: Sequence[str], drop: Sequence[str], where: str) -> tuple[str, ...]:
+    """The classes but those to be dropped; at least two are left."""
+    if unknown := [name for name in drop if name not in classes]:
+        raise InputError(
+            f"drop names {name_some(unknown)}, and {where} has the classes {name_some(classes)}"
+        )
+    kept = tuple(name for name in classes if name not in drop)
+    if len(kept) < 2:
+        raise InputError(
+            f"{where} has {_counted(kept)}, and a classifier needs at least two: name the folder that "
+            "holds a folder of images a class"
+        )
+    return kept
+
+
+def check_filled(y: torch.Tensor, classes: Sequence[str], where: str, *, allow_empty: bool) -> None:
+    """Refuse classes without images, unless they are allowed and some class has images."""
+    counts = torch.bincount(y, minlength=len(classes)).tolist()
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    if empty and (not allow_empty or len(empty) == len(classes)):
+        raise InputError(
+            f"{where} has no images of {_counted(empty)}: add some, leave the class out with "
+            "drop (--read.drop), or keep its place with allow_empty=True (--read.allow-empty)"
+        )
+
+
+def _counted(names: Sequence[str]) -> str:
+    kind = "class" if len(names) == 1 else "classes"
+    return f"{len(names) or 'no'} {kind}" + (f" ({name_some(names)})" if names else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Grey or colour images in memory, as a source."""
+
+    pixels: UInt8[Tensor, "n c h w"]
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        """The image's number in its set."""
+        return f"image {i} of {self.title}"
+
+    def image(self, i: int) -> Image.Image:
+        """The image, as Pillow's."""
+        pixels = self.pixels[i].permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+    def digest(self, i: int) -> bytes:
+        """A SHA-256 of the pixels."""
+        return hashed(self.pixels[i].contiguous().numpy())
+
+    def alike(self) -> bool:
+        """Always: they lie in one array."""
+        return True
+
+
+def prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
+    """The image set without the classes to be dropped, its images prepared batch by batch.
+
+    Levels other than 256 are brought to 256 first, if pixels are touched at all.
+
+    Raises:
+        InputError: a class to be dropped that is not there, or a preparation of images that have
+            neither one channel nor three.
+    """
+    if preparation.drop:
+        images = _without(images, preparation.drop)
+    if not preparation.touches_pixels:
+        return images
+    assert isinstance(images.pixels, Tensor)
+    if images.shape[0] not in (1, 3):
+        raise InputError(
+            f"{images.name} has {images.shape[0]} channels, and size, crop and channels are for grey "
+            "or colour "
+            "images: leave them out"
+        )
+    pixels = images.pixels
+    if images.scale != 255:
+        pixels = pixels.double().mul_(255 / images.scale).round_().to(torch.uint8)
+    source = Held(pixels, images.name)
+    return replace(images, pixels=pictures(source, torch.arange(len(images)), preparation), scale=255)
+
+
+def _without(images: ImageSet, drop: tuple[str, ...]) -> ImageSet:
+    kept = keep(images.classes, drop, images.name)
+    number = torch.tensor([kept.index(name) if name in kept else -1 for name in images.classes])
+    y = number[images.y]
+    part = images.take(y >= 0)
+    return replace(part, y=y[y >= 0], classes=kept)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from poise.checks import InputError, check_text
-from poise.data.arrays import ImageSet, Split
+from poise.checks import InputError, check_text, name_some
+from poise.data.arrays import ImageSet, Split, check_filled, keep
 from poise.data.decoding import opened
 from poise.data.digests import digest_of
 from poise.data.pictures import pictures, readable
@@ -109,8 +109,8 @@ def read(
     found = class_names(top, part)
     if classes is not None and tuple(found) != tuple(classes):
         raise InputError(
-            f"{str(part)!r} must hold the class folders {_listed(classes)}, and holds "
-            f"{_listed(found)}: rename them, or name the folder as data of its own, folder:{top}"
+            f"{str(part)!r} must hold the class folders {name_some(classes)}, and holds "
+            f"{name_some(found)}: rename them, or name the folder as data of its own, folder:{top}"
         )
     kept = keep(found, [composed(name) for name in preparation.drop], repr(str(part)))
     paths, labels = [], []
@@ -208,31 +208,6 @@ def at_home(path: str) -> Path:
 def composed(name: str) -> str:
     """The name with letters and their accents as one, however a file system keeps them (NFC)."""
     return unicodedata.normalize("NFC", name)
-
-
-def keep(classes: Sequence[str], drop: Sequence[str], where: str) -> tuple[str, ...]:
-    """The classes but those to be dropped; at least two are left."""
-    if unknown := [name for name in drop if name not in classes]:
-        raise InputError(f"drop names {_listed(unknown)}, and {where} has the classes {_listed(classes)}")
-    kept = tuple(name for name in classes if name not in drop)
-    if len(kept) < 2:
-        raise InputError(
-            f"{where} has {_counted(kept)}, and a classifier needs at least two: name the folder that "
-            "holds "
-            "a folder of images a class"
-        )
-    return kept
-
-
-def check_filled(y: torch.Tensor, classes: Sequence[str], where: str, *, allow_empty: bool) -> None:
-    """Refuse classes without images, unless they are allowed and some class has images."""
-    counts = torch.bincount(y, minlength=len(classes)).tolist()
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
-    if empty and (not allow_empty or len(empty) == len(classes)):
-        raise InputError(
-            f"{where} has no images of {_counted(empty)}: add some, leave the class out with "
-            "drop (--read.drop), or keep its place with allow_empty=True (--read.allow-empty)"
-        )
 
 
 class Walk:
@@ -336,13 +311,3 @@ def _kind(path: str) -> str:
 
 def _split_called(name: str) -> Split | None:
     return next((split for split, names in NAMES.items() if name.lower() in names), None)
-
-
-def _counted(names: Sequence[str]) -> str:
-    kind = "class" if len(names) == 1 else "classes"
-    return f"{len(names) or 'no'} {kind}" + (f" ({_listed(names)})" if names else "")
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"

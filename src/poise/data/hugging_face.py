@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from poise.checks import BROKEN, InputError
-from poise.data.arrays import ImageSet, Split
+from poise.checks import BROKEN, InputError, require
+from poise.data.arrays import ImageSet, Split, check_filled, keep
 from poise.data.decoding import opened
-from poise.data.folders import check_filled, keep
 from poise.data.pictures import hashed, pictures, readable
 from poise.preparation import AS_IT_IS, Preparation
 
@@ -70,13 +68,7 @@ def hugging_face(
         InputError: the package `datasets` is missing (the extra `hf`), the data set cannot be had,
             or has no such columns.
     """
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError as error:
-        missing = "" if error.name == "datasets" else f", which fails ({error})"
-        raise InputError(
-            f"hf:{name} needs the package datasets{missing}: pip install 'poise[hf]'"
-        ) from error
+    datasets = require("datasets", extra="hf", what=f"hf:{name}")
     path, _, config = name.partition("#")
     rows = _load(datasets, path, config or None, split, download)
     image, label = _columns(datasets, rows, name)

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from poise.checks import BROKEN, InputError, places, scale_of
-from poise.data.arrays import ImageSet, Split
+from poise.data.arrays import ImageSet, Split, check_filled, prepared
 from poise.data.decoding import high_byte
-from poise.data.folders import SPLITS, at_home, check_filled
-from poise.data.prepared import prepared
+from poise.data.folders import SPLITS, at_home
 from poise.preparation import AS_IT_IS, Preparation
 
 MOST_SIGNED = 2**63 - 1

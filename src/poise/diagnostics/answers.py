@@ -11,8 +11,7 @@ from torch import Tensor
 
 from poise.checks import InputError
 from poise.diagnostics.finding import Finding
-from poise.given import called, logits_in
-from poise.modes import evaluating
+from poise.modes import called, evaluating, logits_in
 from poise.records import Records
 from poise.shapes import Images, Labels, Mask, Model
 

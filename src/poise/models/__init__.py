@@ -8,26 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import InputError, check_count
-from poise.given import TwoClasses
 from poise.labels import names_of
-from poise.models.certified import certified_cnn
-from poise.models.cifar_resnet import cifar_resnet20, cifar_resnet56
-from poise.models.fingerprints import fingerprint
-from poise.models.hugging_face import hugging_face
-from poise.models.hugging_face import preparation as hugging_face_preparation
-from poise.models.lenet import lenet, lenet5_advertorch
+from poise.models.hugging_face import hugging_face, hugging_face_preparation
+from poise.models.identity import fingerprint, from_file
+from poise.models.networks import (
+    certified_cnn,
+    cifar_resnet20,
+    cifar_resnet56,
+    lenet,
+    lenet5_advertorch,
+    resnet18,
+    resnet50,
+    small_cnn,
+    wide_resnet50_2,
+)
 from poise.models.normalize import Classifier, Normalize
 from poise.models.onnx_models import onnx
-from poise.models.robust_bench import robust_bench
-from poise.models.small_cnn import small_cnn
-from poise.models.small_images import resnet18, resnet50, wide_resnet50_2
-from poise.models.timm_models import preparation as timm_preparation
-from poise.models.timm_models import timm_model
-from poise.models.user_file import from_file
-from poise.models.vision import preparation as vision_preparation
-from poise.models.vision import vision
+from poise.models.packages import robust_bench, timm_model, timm_preparation, vision, vision_preparation
 from poise.models.weight_files import names_in
 from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights, width
+from poise.modes import TwoClasses
 from poise.naming import lookup, nearest
 from poise.preparation import Preparation
 from poise.user_code import code_digest, is_code

@@ -11,11 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from poise.checks import BROKEN, InputError
-from poise.given import check_one_answer
-from poise.models.extras import require
+from poise.checks import BROKEN, InputError, require
 from poise.models.normalize import Classifier, Normalize, check_answers, check_colours
 from poise.models.weights import head
+from poise.modes import check_one_answer
 from poise.preparation import INTERPOLATIONS, Preparation
 
 FLAGS = (
@@ -88,21 +87,21 @@ def hugging_face(
     names = _names(own) if pretrained and classes == own.num_labels else None
     body = Logits(net.to(torch.float32), bgr=bool(about["do_flip_channel_order"]))
     first, size = Normalize(*normalisation(about)), _size(about)
-    model = Classifier(first, body, size, names, pipeline(about)).eval()
+    model = Classifier(first, body, size, names, hugging_face_pipeline(about)).eval()
     if model.size != shape[1:]:
         check_answers(f"hf/{name}", model, classes, shape)
     return model
 
 
-def preparation(name: str) -> Preparation | None:
+def hugging_face_preparation(name: str) -> Preparation | None:
     """What the image processor of hf/NAME does to an image before its pixels are scaled; None not known."""
-    return pipeline(_settings(_processor(name)))
+    return hugging_face_pipeline(_settings(_processor(name)))
 
 
-def pipeline(about: Mapping[str, Any]) -> Preparation | None:
+def hugging_face_pipeline(about: Mapping[str, Any]) -> Preparation | None:
     """The same from its settings, where it is one of ours.
 
-    >>> pipeline({"do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2}).squash
+    >>> hugging_face_pipeline({"do_resize": True, "size": {"height": 8, "width": 8}, "resample": 2}).squash
     True
     """
     resized, cut = _shape(about.get("size")), _shape(about.get("crop_size"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.checks import BROKEN, InputError
-from poise.given import LogitsAlone, check_one_answer, logits_in
+from poise.modes import LogitsAlone, check_one_answer, logits_in
 from poise.preparation import Preparation
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from poise.checks import TELLING, InputError, looks_like_probabilities
-from poise.given import called
-from poise.models.extras import require
+from poise.checks import TELLING, InputError, looks_like_probabilities, require
 from poise.models.normalize import Normalize
+from poise.modes import called
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 

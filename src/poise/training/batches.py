@@ -16,7 +16,7 @@ from poise.checks import check_logits
 from poise.data import ImageSet
 from poise.defenses import Defense, Vanilla
 from poise.modes import ask, evaluating
-from poise.rows import Rows
+from poise.records import Rows
 from poise.shapes import Images, Labels
 from poise.train_job import TrainJob
 
