@@ -69,7 +69,7 @@ def evaluate(
 
     def parts() -> Iterator[Records]:
         done = 0
-        for part in _attacked(homes, _checked(batches, examples), attack, seed, certificate):
+        for part in _attack_batches(homes, _check_batches(batches, examples), attack, seed, certificate):
             if certificate is not None:
                 check_bracket(part, certificate, first=done)
             done += len(part)
@@ -144,7 +144,7 @@ class Home:
         return Records(*(t.cpu() for t in part))
 
 
-def _checked(
+def _check_batches(
     batches: Iterable[tuple[Images, Labels]], examples: int
 ) -> Iterator[tuple[Images, Labels, int]]:
     """The batches that hold images, and how many of each to keep so that the first ones are."""
@@ -158,7 +158,7 @@ def _checked(
             examples -= len(x)
 
 
-def _attacked(
+def _attack_batches(
     homes: Sequence[Home],
     batches: Iterator[tuple[Images, Labels, int]],
     attack: Attack,

@@ -51,10 +51,10 @@ def in_order_of(
 ) -> R:
     """The data set with the labels that the model gives its classes, by `match`."""
     order = match(data.classes, names, outputs=outputs, given=given, who=who, what=data.name)
-    return data if order == tuple(range(outputs)) else relabelled(data, order, names, outputs=outputs)
+    return data if order == tuple(range(outputs)) else relabel(data, order, names, outputs=outputs)
 
 
-def relabelled(data: R, order: Sequence[int], names: Sequence[str] | None, *, outputs: int) -> R:
+def relabel(data: R, order: Sequence[int], names: Sequence[str] | None, *, outputs: int) -> R:
     """The data set with its i-th class at order[i]; a model without names gets the data's."""
     if names is None:
         known = {place: data.classes[label] for label, place in enumerate(order)}
@@ -195,7 +195,7 @@ def _place(told: str | int, model: Sequence[str] | None, outputs: int, who: str)
     if (isinstance(told, int) or told.isdecimal()) and 0 <= int(told) < outputs:
         return int(told)
     raise InputError(
-        f"the class map names {told!r}, and {who} has {_named(model, outputs)}, which go by their "
+        f"the class map names {told!r}, and {who} has {_classes_of(model, outputs)}, which go by their "
         f"names or by 0 ... {outputs - 1}"
     )
 
@@ -218,11 +218,11 @@ def _unlike(
         why, first = "by name: two of the data's are one of the model's", data[0]
     flag = f"--class-map {shlex.quote(first + '=NAME')}"
     return InputError(
-        f"{what} has {len(data)} classes ({name_some(data)}), {who} has {_named(model, outputs)}, and they "
-        f"cannot be matched {why}: say which is which, {flag} ..., NAME being the model's or its number "
-        "from 0 (class_map={...} in Python), or leave classes out (--read.drop)"
+        f"{what} has {len(data)} classes ({name_some(data)}), {who} has {_classes_of(model, outputs)}, and "
+        f"they cannot be matched {why}: say which is which, {flag} ..., NAME being the model's or its "
+        "number from 0 (class_map={...} in Python), or leave classes out (--read.drop)"
     )
 
 
-def _named(model: Sequence[str] | None, outputs: int) -> str:
+def _classes_of(model: Sequence[str] | None, outputs: int) -> str:
     return f"{outputs} classes " + ("without names" if model is None else f"({name_some(model)})")

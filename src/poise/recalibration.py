@@ -122,7 +122,7 @@ def temperature(logits: Logits, y: Labels) -> Scale:
     >>> f"{float(temperature(z, torch.tensor([0, 0, 0, 1])).k):.4f}"  # σ(2k) = 3/4
     '0.5493'
     """
-    z, labels = _checked(logits, y)
+    z, labels = _check(logits, y)
     _refuse_all_right(z, labels)
 
     def loss(log_k: float) -> float:
@@ -145,7 +145,7 @@ def platt(logits: Logits, y: Labels) -> Affine:
     Raises:
         InputError: more than two classes.
     """
-    z, labels = _checked(logits, y)
+    z, labels = _check(logits, y)
     if z.shape[1] != 2:
         raise InputError(f"platt scaling is for 2 classes, got {z.shape[1]}: use vector")
     lead, ones = z[:, 1] - z[:, 0], int(labels.sum())
@@ -167,7 +167,7 @@ def vector(logits: Logits, y: Labels) -> Affine:
     Raises:
         InputError: the held-out answers can be had with certainty, so that no finite map is best.
     """
-    z, labels = _checked(logits, y)
+    z, labels = _check(logits, y)
     _refuse_all_right(z, labels)
     n, k = z.shape
     hot = np.eye(k)[labels]
@@ -198,10 +198,10 @@ def isotonic(logits: Logits, y: Labels) -> Interpolated:
     """
     from sklearn.isotonic import IsotonicRegression
 
-    z, labels = _checked(logits, y)
+    z, labels = _check(logits, y)
     p, hot = softmax(z, axis=1), np.eye(z.shape[1])[labels]
     fit = IsotonicRegression(y_min=0, y_max=1).fit(p.ravel(), hot.ravel())
-    return _interpolated(fit.X_thresholds_, fit.y_thresholds_, top=False)
+    return _curve_through(fit.X_thresholds_, fit.y_thresholds_, top=False)
 
 
 def spline(logits: Logits, y: Labels, *, knots: int = 6) -> Interpolated:
@@ -213,7 +213,7 @@ def spline(logits: Logits, y: Labels, *, knots: int = 6) -> Interpolated:
     where least squares alone miss it (by -.007 with ten overconfident classes and n = 1,000).
     """
     check_count("knots", knots, 3)
-    z, labels = _checked(logits, y)
+    z, labels = _check(logits, y)
     top = softmax(z, axis=1).max(axis=1)
     _, place, times = _once(top)
     order = np.argsort(top, kind="stable")
@@ -226,7 +226,7 @@ def spline(logits: Logits, y: Labels, *, knots: int = 6) -> Interpolated:
     inner = basis(t)[:, 1:-1]
     values[1:-1] = np.linalg.lstsq(inner, residual - basis(t)[:, -1] * residual[-1], rcond=None)[0]
     accuracy = top[order] + CubicSpline(at, values, bc_type="natural")(t, 1)
-    return _interpolated(top[order], accuracy, top=True)
+    return _curve_through(top[order], accuracy, top=True)
 
 
 RECALIBRATIONS: Mapping[str, Fit] = {
@@ -247,7 +247,7 @@ def k_for_confidence(logits: Logits, mean: float) -> float:
     >>> f"{k_for_confidence(torch.tensor([[2.0, 0.0]]), 0.75):.4f}"
     '0.5493'
     """
-    z, _ = _checked(logits, torch.zeros(len(logits), dtype=torch.long))
+    z, _ = _check(logits, torch.zeros(len(logits), dtype=torch.long))
 
     def off(log_k: float) -> float:
         return float(softmax(np.exp(log_k) * z, axis=1).max(axis=1).mean()) - mean
@@ -274,7 +274,7 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
     return rows.joined(), labels.joined()
 
 
-def _checked(logits: Logits, y: Labels) -> tuple[np.ndarray, np.ndarray]:
+def _check(logits: Logits, y: Labels) -> tuple[np.ndarray, np.ndarray]:
     check_labels(y, len(logits))
     check_logits(logits, len(y), y)
     return logits.detach().double().cpu().numpy(), y.cpu().numpy()
@@ -288,7 +288,7 @@ def _refuse_all_right(z: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _interpolated(at: np.ndarray, to: np.ndarray, *, top: bool) -> Interpolated:
+def _curve_through(at: np.ndarray, to: np.ndarray, *, top: bool) -> Interpolated:
     """The curve through these points, each place once, at the mean of its values, within [0, 1]."""
     single, place, times = _once(at)
     if len(single) < 2:

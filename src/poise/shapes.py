@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -29,3 +30,9 @@ class Point(NamedTuple):
 def per_image(values: Tensor) -> Tensor:
     """The (n,) values as (n, 1, 1, 1), to go with images."""
     return values.reshape(-1, 1, 1, 1)
+
+
+def bytes_of(values: Tensor) -> bytes:
+    """The numbers as they lie in memory, one behind the other: what every digest of a tensor is of."""
+    numbers: bytes = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return numbers

@@ -43,7 +43,7 @@ def key_of(job: Json) -> str:
     True
     """
     text = json.dumps(job, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(text.encode())
 
 
 def file_hash(file: Path) -> str:
@@ -214,13 +214,12 @@ def circumstances(device: torch.device | None = None) -> dict[str, Any]:
 
 def write_json(file: Path, content: Json) -> None:
     """Write JSON whole or not at all."""
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(file, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
     """Write text whole or not at all."""
-    _replace(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _write_bytes(file, text.encode())
 
 
 def write_frame(file: Path, frame: pl.DataFrame) -> None:
@@ -267,12 +266,25 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"{str(file)!r} cannot be read: {error}") from error
 
 
-def _write_bytes(file: Path, content: bytes) -> None:
-    _replace(file, lambda temporary: temporary.write_bytes(content))
+@contextmanager
+def replacement(path: Path) -> Iterator[Path]:
+    """A path to write a file or a folder to, which takes the place of `path` in one step at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
+    try:
+        new = beside / path.name
+        yield new
+        new.replace(path)
+    finally:
+        shutil.rmtree(beside)
 
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _write_bytes(file: Path, content: bytes) -> None:
+    _replace(file, lambda temporary: temporary.write_bytes(content))
 
 
 def _replace(file: Path, write: Callable[[Path], object]) -> None:

@@ -21,8 +21,8 @@ from poise.adversarial_sets.rounding import (
     check_budget,
     differing,
     judge,
-    named,
-    rounded,
+    name_images,
+    round_back,
     to_8_bits,
 )
 from poise.attacks import Attack
@@ -107,7 +107,7 @@ def save(
         files.check_channels(x)
         check_8_bits(x)
         meant = None if model is None or keep_labels else judge(model, x, x_adv, y)
-        x, (x_adv, share) = _levels(x), rounded(model if keep_labels else None, x, x_adv, y, eps, norm)
+        x, (x_adv, share) = _levels(x), round_back(model if keep_labels else None, x, x_adv, y, eps, norm)
     records = None if model is None else judge(model, x, x_adv, y)
     failed = torch.zeros(len(x), dtype=torch.bool)
     tensors = {"x": x, "x_adv": x_adv, "y": y, "share": share}
@@ -145,7 +145,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
             images or classes.
     """
     path = Path(path)
-    facts, tensors, mark = files.checked(path)
+    facts, tensors, mark = files.read_checked(path)
     x, x_adv, y, share = (tensors[name] for name in ("x", "x_adv", "y", "share"))
     records, failed = None, torch.zeros(len(x), dtype=torch.bool)
     answer = tensors.get("answer")
@@ -195,11 +195,11 @@ def _warn(path: Path, failed: Mask, share: PerSample) -> None:
     """Say which images do not hold, and which were taken back."""
     if (share < 1).any():
         warnings.warn(
-            f"{str(path)!r}: {named(share < 1)} taken back towards x, to keep the label", stacklevel=3
+            f"{str(path)!r}: {name_images(share < 1)} taken back towards x, to keep the label", stacklevel=3
         )
     if failed.any():
         warnings.warn(
-            f"{str(path)!r}: {named(failed)} not what the set says: the label is not kept, or the answer "
-            "or its confidence is another",
+            f"{str(path)!r}: {name_images(failed)} not what the set says: the label is not kept, or the "
+            "answer or its confidence is another",
             stacklevel=3,
         )

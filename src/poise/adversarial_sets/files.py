@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from poise.adversarial_sets.rounding import check_8_bits, check_budget
 from poise.checks import BROKEN, InputError, check_choice, check_count, check_number, check_text
 from poise.data.npz import read_array
 from poise.job_file import read_json
+from poise.shapes import bytes_of
 from poise.threat import BALLS
 
 FORMAT = "poise adversarial set 1"
@@ -42,7 +40,7 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     mark = fingerprint(facts, tensors)
     facts = {**facts, "fingerprint": mark}
     try:
-        with _placed(path) as new:
+        with store.replacement(path) as new:
             if path.suffix == ".npz":
                 arrays: dict[str, Any] = {name: values.numpy() for name, values in tensors.items()}
                 np.savez_compressed(new, facts=np.array(json.dumps(facts, sort_keys=True)), **arrays)
@@ -83,9 +81,10 @@ def fingerprint(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of all that a set says. It shows a change, not who made it: publish it apart."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
-        values = tensors[name].contiguous().numpy()
-        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-        digest.update(values.tobytes())
+        values = tensors[name]
+        digest.update(
+            f"{name} {values.numpy().dtype.str} {tuple(values.shape)}".encode() + bytes_of(values)
+        )
     return digest.hexdigest()
 
 
@@ -148,19 +147,6 @@ def _read_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return facts, {name: torch.tensor(values) for name, values in arrays.items()}
 
 
-@contextmanager
-def _placed(path: Path) -> Iterator[Path]:
-    """A path to write to beside `path`; what is there at the end takes its place in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with_it = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}-"))
-    try:
-        new = with_it / path.name
-        yield new
-        new.replace(path)
-    finally:
-        shutil.rmtree(with_it)
-
-
 KINDS = {
     "x": torch.float32,
     "x_adv": torch.float32,
@@ -172,7 +158,7 @@ KINDS = {
 VERIFIED = {"answer", "confidence"}
 
 
-def checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+def read_checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """The facts, tensors and fingerprint of a set that says nothing impossible.
 
     Raises:

@@ -46,7 +46,7 @@ def to_8_bits(x_adv: Images, x: Images, *, eps: float, norm: str = "linf") -> Im
     change = (255 * x_adv.double() - center).flatten(1)
     whole = change.abs().floor()
     cut = change.abs() - whole
-    order, room = ORDERS[norm], 255 * _allowed(x, eps, norm)
+    order, room = ORDERS[norm], 255 * _allowance(x, eps, norm)
     if order == torch.inf:
         affordable = whole + 1 <= room
     else:
@@ -71,11 +71,11 @@ def check_budget(x_adv: Images, x: Images, *, eps: float, norm: str) -> None:
         )
     change = (x_adv.double() - x.double()).flatten(1)
     length = torch.linalg.vector_norm(change, ord=ORDERS[norm], dim=1)
-    beyond = length > _allowed(x, eps, norm)
+    beyond = length > _allowance(x, eps, norm)
     if beyond.any():
         raise InputError(
-            f"eps={eps:g} in {norm} must be the attack's budget: {named(beyond)} farther from x, up to "
-            f"{float(length.max()):.6g}"
+            f"eps={eps:g} in {norm} must be the attack's budget: {name_images(beyond)} farther from x, up "
+            f"to {float(length.max()):.6g}"
         )
 
 
@@ -85,15 +85,15 @@ def check_8_bits(x: Images) -> None:
     off = ((levels - levels.round()).abs() > GRID).flatten(1).any(dim=1)
     if off.any():
         raise InputError(
-            f"x must be 8-bit images (pixels k / 255) to be kept in 8 bits, but {named(off)} not: attack "
-            "(255 * x).round() / 255, or save as .npz"
+            f"x must be 8-bit images (pixels k / 255) to be kept in 8 bits, but {name_images(off)} not: "
+            "attack (255 * x).round() / 255, or save as .npz"
         )
 
 
-def named(mask: Mask) -> str:
+def name_images(mask: Mask) -> str:
     """How many images the mask holds and which, as the beginning of a sentence.
 
-    >>> named(torch.tensor([False, True, True]))
+    >>> name_images(torch.tensor([False, True, True]))
     '2 of 3 images (1, 2) are'
     """
     places: list[int] = mask.nonzero()[:, 0].tolist()
@@ -101,7 +101,7 @@ def named(mask: Mask) -> str:
     return f"{len(places)} of {len(mask)} images ({some}) {'is' if len(places) == 1 else 'are'}"
 
 
-def _allowed(x: Tensor, eps: float, norm: str) -> float:
+def _allowance(x: Tensor, eps: float, norm: str) -> float:
     """The budget and what float32 may add to it."""
     return eps * (1 + 1e-5) + 2.0**-24 * math.pow(x[0].numel(), 1 / ORDERS[norm])
 
@@ -133,7 +133,7 @@ def judge(model: Model, x: Images, x_adv: Images, y: Labels) -> Records:
     return evaluate(model, batches, _Replay(x_adv), examples=0)
 
 
-def rounded(
+def round_back(
     model: Model | None, x: Images, x_adv: Images, y: Labels, eps: float, norm: str
 ) -> tuple[Images, PerSample]:
     """The attacked images in 8 bits, and the share (n,) of its change that each was left.

@@ -13,7 +13,7 @@ from torch import nn
 
 from poise import labels, models, store, training
 from poise.attacks import Attack
-from poise.auditing.fitting import check_shape, fit_findings, fitted
+from poise.auditing.fitting import check_shape, fit_findings, match_labels
 from poise.auditing.timing import Estimate, Timed, estimate
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
@@ -78,15 +78,15 @@ def audit(
     """
     folder = Path(out)
     _check_names(attacks)
-    net, facts = _model(model, data, weights, code, class_map)
-    data, matched = fitted(net, data, given=class_map, who=model)
+    net, facts = _load_model(model, data, weights, code, class_map)
+    data, matched = match_labels(net, data, given=class_map, who=model)
     if held_out is not None:
-        held_out, _ = fitted(net, held_out, given=class_map, who=model)
+        held_out, _ = match_labels(net, held_out, given=class_map, who=model)
     seen = read_marks(Path(weights or f"{model}/model.safetensors").expanduser())
     homes = choose_devices(net, devices=devices, accelerator=accelerator)
     net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
     if recalibrate is not None:
-        net = _recalibrated(net, recalibrate, held_out)
+        net = _recalibrate(net, recalibrate, held_out)
         assert held_out is not None
         facts |= {"recalibration": recalibrate, "held_out": held_out.fingerprint()}
     job = {
@@ -205,7 +205,7 @@ def _diagnose(
     store.note(folder, findings=findings, diagnosed=diagnosed)
 
 
-def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:
+def _recalibrate(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:
     fit = lookup(RECALIBRATIONS, method, "recalibration")
     if held_out is None or len(held_out) == 0:
         raise InputError(f"recalibration by {method} needs held-out images")
@@ -213,7 +213,7 @@ def _recalibrated(net: nn.Module, method: str, held_out: ImageSet | None) -> Rec
     return model.to(next(net.parameters(), torch.empty(0)).device)
 
 
-def _model(
+def _load_model(
     model: str,
     data: ImageSet,
     weights: str | Path | None,
@@ -222,7 +222,7 @@ def _model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and the facts that tell it from every other."""
     if Path(model).expanduser().is_dir():
-        return _trained(Path(model).expanduser(), data, weights, code)
+        return _load_run(Path(model).expanduser(), data, weights, code)
     if code is not None:
         raise InputError(f"--code goes with a run folder, and there is none at {model!r}")
     if weights is None and not models.comes_with_weights(model):
@@ -238,7 +238,7 @@ def _model(
     return net, {"model": model, "defense": None, "weights": models.fingerprint(net)} | _code(model)
 
 
-def _trained(
+def _load_run(
     run: Path, data: ImageSet, weights: str | Path | None, code: str | None
 ) -> tuple[nn.Module, dict[str, Any]]:
     if weights is not None:

@@ -280,14 +280,14 @@ def cells(frame: pl.DataFrame) -> list[list[str]]:
         shown = sound if len(sound) else part
         shown = shown.with_columns(time=pl.col("seconds") / pl.lit(standard, dtype=pl.Float64))
         numbers = [
-            _spread(shown[column], digits) + _failed(shown, column)
+            _spread(shown[column], digits) + _dagger(shown, column)
             for column, (_, digits) in COLUMNS.items()
         ]
         lines.append([f"{label} ({len(part)}{mark})", *numbers])
     return lines
 
 
-def _failed(part: pl.DataFrame, column: str) -> str:
+def _dagger(part: pl.DataFrame, column: str) -> str:
     """A dagger where a confidence of right answers is above what any successful attack leaves."""
     if column not in ("raw", "at_k", "matched"):
         return ""

@@ -34,7 +34,7 @@ def check_shape(run: str | Path, job: Mapping[str, Any], data: ImageSet) -> None
     )
 
 
-def fitted(
+def match_labels(
     net: nn.Module, data: ImageSet, *, given: labels.Given | None = None, who: str = "the model"
 ) -> tuple[ImageSet, dict[str, Any]]:
     """The data with the labels that the net gives its classes, and what a job says of that: nothing
@@ -49,7 +49,7 @@ def fitted(
     if order == tuple(range(outputs)):
         return data, {}
     told = {name: names[place] if names else place for name, place in zip(data.classes, order, strict=True)}
-    return labels.relabelled(data, order, names, outputs=outputs), {"class_map": told}
+    return labels.relabel(data, order, names, outputs=outputs), {"class_map": told}
 
 
 def preparation_for(model: str, weights: str | Path | None = None) -> Preparation:

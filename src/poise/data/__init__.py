@@ -62,12 +62,12 @@ def load(
             there are.
     """
     if isinstance(name, str | Path):
-        name = _prefixed(str(name))
+        name = _add_prefix(str(name))
     kind, colon, rest = name.partition(":") if isinstance(name, str) else ("", "", "")
     preparation = preparation or AS_IT_IS
     options = {"root": at_home(str(root)), "download": download, "preparation": preparation}
     if colon:
-        whole = lookup(PREFIXES, kind, "kind of data")(rest, _checked(split, SPLITS), **options)
+        whole = lookup(PREFIXES, kind, "kind of data")(rest, _check_split(split, SPLITS), **options)
     else:
         whole = lookup(DATASETS, name, "data set")(split, **options)
     asked: dict[str, Any] = {
@@ -81,7 +81,7 @@ def load(
     return replace(whole.subset(images, seed=seed).batched(batch_size), asked=asked)
 
 
-def _prefixed(name: str) -> str:
+def _add_prefix(name: str) -> str:
     """The name of data; a path that is there, or can be nothing else, with the prefix of its kind.
 
     Raises:
@@ -103,7 +103,7 @@ def _prefixed(name: str) -> str:
     return name
 
 
-def _checked(split: Split, splits: tuple[str, ...]) -> Split:
+def _check_split(split: Split, splits: tuple[str, ...]) -> Split:
     check_choice("split", split, splits)
     return split
 

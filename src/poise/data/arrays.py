@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from poise.checks import InputError, check_count, check_labels, check_text, name_some
-from poise.data.pictures import Pictures, hashed, pictures
+from poise.data.pictures import Pictures, pictures, sha256_of
 from poise.preparation import Preparation
-from poise.shapes import Images, Labels
+from poise.shapes import Images, Labels, bytes_of
 
 Split: TypeAlias = Literal["train", "test", "val"]
 HASHED = 1024  # images hashed at a time, so that mapped files need not fit into memory
@@ -117,7 +117,7 @@ class ImageSet:
 
     def subset(self, images: int | None, *, seed: int = 0) -> ImageSet:
         """So many images, each class in its share to within one image, in their old order."""
-        return self if images is None or images == len(self) else self.take(self._drawn(images, seed))
+        return self if images is None or images == len(self) else self.take(self._draw(images, seed))
 
     def divide(self, images: int, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """`subset(images)` and all the others: to fit something on images that are not reported on.
@@ -127,7 +127,7 @@ class ImageSet:
         >>> [part.y.tolist() for part in data.divide(3)]
         [[0, 0, 1], [0, 0, 1]]
         """
-        chosen = self._drawn(images, seed)
+        chosen = self._draw(images, seed)
         return self.take(chosen), self.take(~chosen)
 
     def on(self, device: torch.device | str, *, room: int = 2**30) -> ImageSet:
@@ -160,8 +160,8 @@ class ImageSet:
                 digest.update(part)
         else:
             for block in torch.split(pixels, HASHED):
-                digest.update(block.cpu().contiguous().numpy().tobytes())
-        digest.update(self.y.contiguous().numpy().tobytes())
+                digest.update(bytes_of(block))
+        digest.update(bytes_of(self.y))
         return digest.hexdigest()
 
     def marks(self) -> Tensor:
@@ -171,7 +171,7 @@ class ImageSet:
             found = list(pixels.marks())
         else:
             blocks = torch.split(pixels, HASHED)
-            found = [hashed(image.numpy()) for block in blocks for image in block.cpu().contiguous()]
+            found = [sha256_of(image.numpy()) for block in blocks for image in block.cpu().contiguous()]
         return torch.tensor([int.from_bytes(mark[:8], "big", signed=True) for mark in found])
 
     def _blocks(self, parts: tuple[Tensor, ...]) -> Iterator[UInt8[Tensor, "n c h w"]]:
@@ -179,7 +179,7 @@ class ImageSet:
             return self.pixels.stream(parts)
         return map(self.pixels.__getitem__, parts)
 
-    def _drawn(self, images: int, seed: int) -> Tensor:
+    def _draw(self, images: int, seed: int) -> Tensor:
         """A mask of so many images, each class in its share."""
         check_count("images", images, 1)
         if images > len(self):
@@ -205,8 +205,8 @@ def keep(classes: Sequence[str], drop: Sequence[str], where: str) -> tuple[str, 
     kept = tuple(name for name in classes if name not in drop)
     if len(kept) < 2:
         raise InputError(
-            f"{where} has {_counted(kept)}, and a classifier needs at least two: name the folder that "
-            "holds a folder of images a class"
+            f"{where} has {_count_classes(kept)}, and a classifier needs at least two: name the folder "
+            "that holds a folder of images a class"
         )
     return kept
 
@@ -217,12 +217,12 @@ def check_filled(y: torch.Tensor, classes: Sequence[str], where: str, *, allow_e
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty and (not allow_empty or len(empty) == len(classes)):
         raise InputError(
-            f"{where} has no images of {_counted(empty)}: add some, leave the class out with "
+            f"{where} has no images of {_count_classes(empty)}: add some, leave the class out with "
             "drop (--read.drop), or keep its place with allow_empty=True (--read.allow-empty)"
         )
 
 
-def _counted(names: Sequence[str]) -> str:
+def _count_classes(names: Sequence[str]) -> str:
     kind = "class" if len(names) == 1 else "classes"
     return f"{len(names) or 'no'} {kind}" + (f" ({name_some(names)})" if names else "")
 
@@ -248,14 +248,14 @@ class Held:
 
     def digest(self, i: int) -> bytes:
         """A SHA-256 of the pixels."""
-        return hashed(self.pixels[i].contiguous().numpy())
+        return sha256_of(self.pixels[i].contiguous().numpy())
 
     def alike(self) -> bool:
         """Always: they lie in one array."""
         return True
 
 
-def prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
+def prepare_images(images: ImageSet, preparation: Preparation) -> ImageSet:
     """The image set without the classes to be dropped, its images prepared batch by batch.
 
     Levels other than 256 are brought to 256 first, if pixels are touched at all.
@@ -271,9 +271,8 @@ def prepared(images: ImageSet, preparation: Preparation) -> ImageSet:
     assert isinstance(images.pixels, Tensor)
     if images.shape[0] not in (1, 3):
         raise InputError(
-            f"{images.name} has {images.shape[0]} channels, and size, crop and channels are for grey "
-            "or colour "
-            "images: leave them out"
+            f"{images.name} has {images.shape[0]} channels, and size, crop and channels are for grey or "
+            "colour images: leave them out"
         )
     pixels = images.pixels
     if images.scale != 255:

@@ -27,7 +27,7 @@ GREY = ("1", "L", "LA", "La", "I", "F")
 WAYS: dict[str, Image.Resampling] = {way: Image.Resampling[way.upper()] for way in INTERPOLATIONS}
 
 
-def opened(file: BinaryIO | Path, name: str) -> Image.Image:
+def open_image(file: BinaryIO | Path, name: str) -> Image.Image:
     """The image in a file, its header read and nothing decoded yet.
 
     Raises:
@@ -44,7 +44,7 @@ def opened(file: BinaryIO | Path, name: str) -> Image.Image:
 
 
 @contextmanager
-def unwarned() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Pillow's warnings of the large images that are refused here; for one thread at a time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -56,7 +56,7 @@ def colours(image: Image.Image) -> Channels:
     return "grey" if image.mode.startswith("I;") or image.mode in GREY else "rgb"
 
 
-def decoded(image: Image.Image, name: str, channels: Channels, *, bits: int | None = None) -> Image.Image:
+def decode(image: Image.Image, name: str, channels: Channels, *, bits: int | None = None) -> Image.Image:
     """The image as mode L or RGB.
 
     16-bit values give the high 8 of their bits, transparent parts are seen on white, palettes and CMYK
@@ -84,17 +84,17 @@ def decoded(image: Image.Image, name: str, channels: Channels, *, bits: int | No
         return image.convert("L" if channels == "grey" else "RGB")
 
 
-def turned(image: Image.Image) -> bool:
+def is_turned(image: Image.Image) -> bool:
     """Whether a decoded image's tag says that it is to be turned or mirrored before it is seen."""
     with suppress(*BROKEN):  # a damaged tag says nothing
         return image.getexif().get(ORIENTATION, 1) in range(2, 9)
     return False
 
 
-def prepared(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:
+def prepare(image: Image.Image, by: Preparation) -> NDArray[np.uint8]:
     """The pixels (c, h, w) of an image of mode L or RGB, cut and resized.
 
-    >>> prepared(Image.new("L", (6, 4), 9), Preparation(size=2)).tolist()
+    >>> prepare(Image.new("L", (6, 4), 9), Preparation(size=2)).tolist()
     [[[9, 9], [9, 9]]]
     """
     if by.crop is not None:
@@ -137,9 +137,8 @@ def unreadable(name: str, error: Exception) -> InputError:
 def too_large(name: str, pixels: str) -> InputError:
     """The refusal of an image that would fill the memory."""
     return InputError(
-        f"{name} has {pixels} pixels, and at most {LARGEST:,} are decoded: scale it down, or leave "
-        "such files "
-        "out with skip_damaged=True (--read.skip-damaged)"
+        f"{name} has {pixels} pixels, and at most {LARGEST:,} are decoded: scale it down, or leave such "
+        "files out with skip_damaged=True (--read.skip-damaged)"
     )
 
 

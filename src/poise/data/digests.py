@@ -28,7 +28,7 @@ def digest_of(file: Path, *, verify: bool = False) -> bytes:
     info = file.stat()
     state = f"{info.st_size} {info.st_mtime_ns} {info.st_ctime_ns}"
     key = os.fsencode(file.absolute())
-    if not verify and (known := _known(key, state)) is not None:
+    if not verify and (known := _look_up(key, state)) is not None:
         return known
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").digest()
@@ -45,7 +45,7 @@ def _store() -> Path:
     return top / "poise" / "digests.sqlite3"
 
 
-def _known(key: bytes, state: str) -> bytes | None:
+def _look_up(key: bytes, state: str) -> bytes | None:
     try:
         store = _store()
         if not store.is_file():

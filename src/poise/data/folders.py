@@ -16,7 +16,7 @@ from PIL import Image
 
 from poise.checks import InputError, check_text, name_some
 from poise.data.arrays import ImageSet, Split, check_filled, keep
-from poise.data.decoding import opened
+from poise.data.decoding import open_image
 from poise.data.digests import digest_of
 from poise.data.pictures import pictures, readable
 from poise.preparation import AS_IT_IS, Preparation
@@ -46,7 +46,7 @@ class Paths:
 
     def image(self, i: int) -> Image.Image:
         """The file, its header read."""
-        return opened(Path(self.paths[i]), self.name(i))
+        return open_image(Path(self.paths[i]), self.name(i))
 
     def digest(self, i: int) -> bytes:
         """A SHA-256 of the file."""
@@ -112,10 +112,10 @@ def read(
             f"{str(part)!r} must hold the class folders {name_some(classes)}, and holds "
             f"{name_some(found)}: rename them, or name the folder as data of its own, folder:{top}"
         )
-    kept = keep(found, [composed(name) for name in preparation.drop], repr(str(part)))
+    kept = keep(found, [compose(name) for name in preparation.drop], repr(str(part)))
     paths, labels = [], []
     walk = Walk(part.resolve())
-    there = {composed(own): own for own in folders_in(part)}
+    there = {compose(own): own for own in folders_in(part)}
     for label, kind in enumerate(kept):
         files = list(walk.images(part / there.get(kind, kind)))
         paths += files
@@ -133,7 +133,7 @@ def read(
         chosen, y = chosen[fine], y[fine]
     check_filled(y, kept, repr(str(part)), allow_empty=preparation.allow_empty)
     full = top.resolve()
-    title = name or (full.parent if _split_called(full.name) else full).name
+    title = name or (full.parent if _split_of(full.name) else full).name
     return ImageSet(title, pictures(source, chosen, preparation), y, kept)
 
 
@@ -145,10 +145,9 @@ def split_folder(top: Path, split: Split) -> Path:
     if there:
         raise InputError(
             f"{str(top)!r} has the split{'s' if len(there) > 1 else ''} {', '.join(there)} and no "
-            f"{split!r}: "
-            f"take one of these (--split {next(iter(there))})"
+            f"{split!r}: take one of these (--split {next(iter(there))})"
         )
-    own = _split_called(top.resolve().name)
+    own = _split_of(top.resolve().name)
     if own not in (None, split):
         raise InputError(
             f"{str(top)!r} is the folder of split {own!r}, and {split!r} is asked for: name the folder "
@@ -164,9 +163,9 @@ def split_folders(top: Path) -> dict[Split, Path]:
     """
     found: dict[Split, Path] = {}
     names = sorted(folders_in(top))
-    alone = all(map(_split_called, names))
+    alone = all(map(_split_of, names))
     for name in names:
-        split = _split_called(name)
+        split = _split_of(name)
         if split is not None and (alone or folders_in(top / name) or not _has_images(top / name)):
             found.setdefault(split, top / name)
     return found
@@ -178,18 +177,18 @@ def class_names(top: Path, part: Path) -> list[str]:
     Raises:
         InputError: names that are not UTF-8, or that differ between splits in their spelling alone.
     """
-    above = part.resolve().parent if part == top and _split_called(top.resolve().name) else top
+    above = part.resolve().parent if part == top and _split_of(top.resolve().name) else top
     places = dict.fromkeys(place.resolve() for place in (part, *split_folders(above).values()))
     held = {place: folders_in(place) for place in places}
     for place, names in held.items():
-        if twice := [name for name, n in Counter(map(composed, names)).items() if n > 1]:
+        if twice := [name for name, n in Counter(map(compose, names)).items() if n > 1]:
             raise InputError(f"{str(place)!r} holds two folders of the name {twice[0]!r}: join them")
-    found = sorted({composed(name) for names in held.values() for name in names})
+    found = sorted({compose(name) for names in held.values() for name in names})
     spelled: dict[str, str] = {}
     for name in found:
         check_text(name, f"the class folder {name!r} in {str(top)!r}")
         other = spelled.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), name)
-        if other != name and not any({name, other} <= {*map(composed, names)} for names in held.values()):
+        if other != name and not any({name, other} <= {*map(compose, names)} for names in held.values()):
             raise InputError(
                 f"the class folders {other!r} and {name!r} of the splits in {str(above)!r} differ in their "
                 "spelling alone: give them one name"
@@ -205,7 +204,7 @@ def at_home(path: str) -> Path:
         raise InputError(f"{path!r} is in nobody's home folder here: write the path out") from error
 
 
-def composed(name: str) -> str:
+def compose(name: str) -> str:
     """The name with letters and their accents as one, however a file system keeps them (NFC)."""
     return unicodedata.normalize("NFC", name)
 
@@ -309,5 +308,5 @@ def _kind(path: str) -> str:
     return "mask" if ending in ENDINGS else ending or "without an ending"
 
 
-def _split_called(name: str) -> Split | None:
+def _split_of(name: str) -> Split | None:
     return next((split for split, names in NAMES.items() if name.lower() in names), None)

@@ -12,8 +12,8 @@ from PIL import Image
 
 from poise.checks import BROKEN, InputError, require
 from poise.data.arrays import ImageSet, Split, check_filled, keep
-from poise.data.decoding import opened
-from poise.data.pictures import hashed, pictures, readable
+from poise.data.decoding import open_image
+from poise.data.pictures import pictures, readable, sha256_of
 from poise.preparation import AS_IT_IS, Preparation
 
 NAMES = {"train": ("train",), "test": ("test",), "val": ("validation", "val", "valid")}
@@ -36,11 +36,11 @@ class Table:
 
     def image(self, i: int) -> Image.Image:
         """The row's image, its header read."""
-        return opened(io.BytesIO(self._bytes(i)), self.name(i))
+        return open_image(io.BytesIO(self._bytes(i)), self.name(i))
 
     def digest(self, i: int) -> bytes:
         """A SHA-256 of the encoded image."""
-        return hashed(self._bytes(i))
+        return sha256_of(self._bytes(i))
 
     def alike(self) -> bool:
         """Never: each image has a size of its own."""
@@ -97,9 +97,8 @@ def _load(datasets: Any, path: str, config: str | None, split: Split, download: 
     except (*BROKEN, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"the Hugging Face data set {path!r} cannot be had ({reason}): look at its name, "
-            "NAME#CONFIG, or "
-            f"fetch it with `poise download hf:{path}`"
+            f"the Hugging Face data set {path!r} cannot be had ({reason}): look at its name, NAME#CONFIG, "
+            f"or fetch it with `poise download hf:{path}`"
         ) from error
     for known in NAMES[split]:
         if known in parts:

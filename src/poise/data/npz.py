@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from poise.checks import BROKEN, InputError, places, scale_of
-from poise.data.arrays import ImageSet, Split, check_filled, prepared
+from poise.data.arrays import ImageSet, Split, check_filled, prepare_images
 from poise.data.decoding import high_byte
 from poise.data.folders import SPLITS, at_home
 from poise.preparation import AS_IT_IS, Preparation
@@ -54,7 +54,7 @@ def npz(
     where = repr(str(path))
     _check_keys(arrays, split, where)
     pixels = as_pixels(
-        _mapped(path, f"{split}_images", arrays), f"{split}_images of {where}", bits=preparation.bits
+        _map(path, f"{split}_images", arrays), f"{split}_images of {where}", bits=preparation.bits
     )
     labels: dict[str, NDArray[Any]] = {
         name: read_array(arrays, f"{name}_labels", where) for name in SPLITS if f"{name}_labels" in arrays
@@ -69,7 +69,7 @@ def npz(
     if not len(pixels):
         raise InputError(f"{split}_images of {where} is empty")
     title = path.stem if column is None else f"{path.stem}#{column}"
-    return prepared(ImageSet(title, torch.from_numpy(pixels), y[split], classes), preparation)
+    return prepare_images(ImageSet(title, torch.from_numpy(pixels), y[split], classes), preparation)
 
 
 def as_pixels(images: NDArray[Any], where: str, *, bits: int | None = None) -> NDArray[np.uint8]:
@@ -236,7 +236,7 @@ def _check_claims(arrays: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], 
     return shape, fortran, dtype, begin
 
 
-def _mapped(path: Path, key: str, arrays: Any) -> NDArray[Any]:
+def _map(path: Path, key: str, arrays: Any) -> NDArray[Any]:
     """The array, mapped from the disk if it lies there uncompressed; a write would stay in memory."""
     where, name = repr(str(path)), f"{key}.npy"
     with _reading(key, where):

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from poise.checks import InputError
-from poise.data.decoding import colours, decoded, prepared, turned, unwarned
+from poise.data.decoding import colours, decode, is_turned, prepare, quiet
 from poise.preparation import Channels, Preparation
 
 NAMED = 12  # damaged files, at most, in a warning
@@ -118,11 +118,11 @@ class Pictures:
         name, channels = self.source.name(i), self.preparation.channels
         assert channels is not None
         with self.source.image(i) as image, LARGE if prod(image.size) > ALONE else nullcontext():
-            seen = decoded(image, name, channels, bits=self.preparation.bits)
-            if turned(image):
+            seen = decode(image, name, channels, bits=self.preparation.bits)
+            if is_turned(image):
                 tagged.append(name)
             try:
-                pixels = prepared(seen, self.preparation).copy()
+                pixels = prepare(seen, self.preparation).copy()
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
         if pixels.shape != self.image_shape:
@@ -141,7 +141,7 @@ def pictures(source: Source, chosen: Tensor, preparation: Preparation) -> Pictur
     side = preparation.size or preparation.crop
     channels, size = preparation.channels, (side, side) if side else None
     if channels is None or size is None:
-        with unwarned():
+        with quiet():
             seen = list(_headers(source, chosen[:1] if source.alike() else chosen))
         first_name, first_size, _ = seen[0]
         channels = channels or ("grey" if all(kind == "grey" for *_, kind in seen) else "rgb")
@@ -157,16 +157,16 @@ def pictures(source: Source, chosen: Tensor, preparation: Preparation) -> Pictur
 def readable(source: Source, chosen: Tensor, bits: int | None = None) -> Tensor:
     """Which of the images can be decoded, found by decoding them all: a mask. Warns of the others."""
 
-    def tried(i: int) -> bool:
+    def can_decode(i: int) -> bool:
         try:
             with source.image(i) as image, LARGE if prod(image.size) > ALONE else nullcontext():
-                decoded(image, source.name(i), "rgb", bits=bits)
+                decode(image, source.name(i), "rgb", bits=bits)
         except InputError:
             return False
         return True
 
-    with unwarned(), ThreadPoolExecutor(THREADS) as pool:
-        fine = torch.tensor(list(pool.map(tried, chosen.tolist())), dtype=torch.bool)
+    with quiet(), ThreadPoolExecutor(THREADS) as pool:
+        fine = torch.tensor(list(pool.map(can_decode, chosen.tolist())), dtype=torch.bool)
     damaged = [source.name(i) for i in chosen[~fine].tolist()]
     if damaged:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
@@ -187,7 +187,7 @@ def _tell_of(tagged: list[str]) -> None:
         )
 
 
-def hashed(data: Any) -> bytes:
+def sha256_of(data: Any) -> bytes:
     """A SHA-256 of bytes, or of an array's bytes."""
     return hashlib.sha256(data).digest()
 
@@ -196,9 +196,8 @@ def unequal(name: str, size: Sequence[int], other: str, other_size: Sequence[int
     """The refusal of images that cannot lie in one batch."""
     (h, w), (other_h, other_w) = size, other_size
     return InputError(
-        f"images of different sizes: {name} has {w} x {h} pixels, {other} {other_w} x {other_h}: "
-        "bring them "
-        "to one size, e.g. Preparation(size=224) (--read.size 224)"
+        f"images of different sizes: {name} has {w} x {h} pixels, {other} {other_w} x {other_h}: bring "
+        "them to one size, e.g. Preparation(size=224) (--read.size 224)"
     )
 
 

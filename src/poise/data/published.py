@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from poise.checks import BROKEN, InputError, check_choice
-from poise.data.arrays import ImageSet, Split, prepared
+from poise.data.arrays import ImageSet, Split, prepare_images
 from poise.data.folders import folders_in, read
 from poise.preparation import AS_IT_IS, Preparation
 
@@ -42,7 +42,7 @@ def digits(
     pixels = torch.from_numpy(scans).to(torch.uint8)[:, None]
     names = tuple(str(digit) for digit in range(10))
     images = ImageSet("digits", pixels, torch.from_numpy(labels).long(), names, scale=16)
-    return prepared(images, preparation)
+    return prepare_images(images, preparation)
 
 
 def mnist(
@@ -71,14 +71,16 @@ def mnist(
             ) from error
         if download:
             raise
-        raise _damaged(raw, str(error) or type(error).__name__) from error
+        raise _damage(raw, str(error) or type(error).__name__) from error
     if source.data.shape[1:] != (28, 28) or source.targets.shape != (len(source.data),):
-        raise _damaged(raw, f"{tuple(source.data.shape)} pixels and {tuple(source.targets.shape)} labels")
+        raise _damage(raw, f"{tuple(source.data.shape)} pixels and {tuple(source.targets.shape)} labels")
     names = tuple(str(digit) for digit in range(10))
-    return prepared(ImageSet("mnist", source.data[:, None], source.targets.long(), names), preparation)
+    return prepare_images(
+        ImageSet("mnist", source.data[:, None], source.targets.long(), names), preparation
+    )
 
 
-def _damaged(raw: str, why: str) -> InputError:
+def _damage(raw: str, why: str) -> InputError:
     return InputError(f"the files of MNIST in {raw!r} are damaged ({why}): remove and fetch them again")
 
 
@@ -122,7 +124,7 @@ def _cifar(
             f"`poise download {name} --root {root}`, or name its folder with --root"
         ) from error
     pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-    return prepared(
+    return prepare_images(
         ImageSet(name, pixels, torch.tensor(source.targets), tuple(source.classes)), preparation
     )
 
@@ -152,18 +154,16 @@ def imagenet(
     part = top / ("train" if split == "train" else "val")
     if download or not part.is_dir():
         raise InputError(
-            f"ImageNet {'cannot be downloaded' if download else 'is not there'}: get it from "
-            "image-net.org and "
-            f"unpack it into {str(part)!r}, a folder a synset (n01440764 ...), or name its folder "
-            "with --root"
+            f"ImageNet {'cannot be downloaded' if download else 'is not there'}: get it from image-net.org "
+            f"and unpack it into {str(part)!r}, a folder a synset (n01440764 ...), or name its folder with "
+            "--root"
         )
     synsets = sorted(folders_in(part))
     titles = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     if len(synsets) != len(titles) or not all(re.fullmatch(r"n\d{8}", name) for name in synsets):
         raise InputError(
-            f"{str(part)!r} must hold the 1,000 folders of the synsets (n01440764 ...), empty ones "
-            "too, and has "
-            f"{len(synsets)}: labels would be wrong; for a part of ImageNet name folder:{part}"
+            f"{str(part)!r} must hold the 1,000 folders of the synsets (n01440764 ...), empty ones too, "
+            f"and has {len(synsets)}: labels would be wrong; for a part of ImageNet name folder:{part}"
         )
     images = read(part, part, preparation.over(CENTRE_224), name="imagenet")
     if len(images.classes) < len(titles):  # some were dropped

@@ -23,7 +23,7 @@ def referral(lower: PerSample, upper: PerSample, right: Mask, *, threshold: floa
     >>> referral(low, high, right, threshold=0.7)
     0.5
     """
-    low, _, right = _checked(lower, upper, right)
+    low, _, right = _check(lower, upper, right)
     check_number("threshold", threshold, 0, 1)
     return float((low[right] < threshold).double().mean())
 
@@ -108,7 +108,7 @@ def ece(lower: PerSample, upper: PerSample, right: Mask, *, bins: int = 15) -> f
     >>> [round(ece(low, high, torch.tensor([True, True, False, True]), bins=b), 6) for b in (2, 5)]
     [0.4, 0.5]
     """
-    low, high, right = _checked(lower, upper, right)
+    low, high, right = _check(lower, upper, right)
     check_count("bins", bins, 1, 20)
     edges = (torch.arange(bins + 1, dtype=torch.float64) / bins).to(lower.dtype).double()  # rounded alike
     least, most = (torch.maximum(low[:, None], edges[:-1]), torch.minimum(high[:, None], edges[1:]))
@@ -134,11 +134,11 @@ def _best_of(up: Tensor, down: Tensor) -> Tensor:
 
 def _worst(lower: PerSample, upper: PerSample, right: Mask) -> PerSample:
     """The end of each interval where an answer is the least calibrated: lower if right, upper if wrong."""
-    low, high, right = _checked(lower, upper, right)
+    low, high, right = _check(lower, upper, right)
     return torch.where(right, low, high)
 
 
-def _checked(lower: PerSample, upper: PerSample, right: Mask) -> tuple[PerSample, PerSample, Mask]:
+def _check(lower: PerSample, upper: PerSample, right: Mask) -> tuple[PerSample, PerSample, Mask]:
     low, high = lower.double(), upper.double()
     if not (low.ndim == 1 and low.shape == high.shape == right.shape):
         shapes = ", ".join(str(tuple(values.shape)) for values in (lower, upper, right))

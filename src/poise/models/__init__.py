@@ -26,7 +26,7 @@ from poise.models.normalize import Classifier, Normalize
 from poise.models.onnx_models import onnx
 from poise.models.packages import robust_bench, timm_model, timm_preparation, vision, vision_preparation
 from poise.models.weight_files import names_in
-from poise.models.weights import check_fit, chosen, fit, head, load_weights, read_weights, width
+from poise.models.weights import check_fit, choose_state, fit, head, load_weights, read_weights, width
 from poise.modes import TwoClasses
 from poise.naming import lookup, nearest
 from poise.preparation import Preparation
@@ -108,14 +108,14 @@ def load(
         if file is not None:  # memory is asked for once the names and shapes are known to fit
             with torch.device("meta"):
                 sketch = build(classes=classes, shape=shape)
-            state = chosen(sketch, file, new_head=new_head)
+            state = choose_state(sketch, file, new_head=new_head)
             check_fit(sketch, state, what, new_head=new_head)
         model = build(classes=classes, shape=shape)
         if weights == "pretrained":
             raise InputError(f"{name} has no published weights: give --weights FILE")
     named = names_of(model)
     if file is not None:
-        fit(model, state or chosen(model, file, new_head=new_head), what, new_head=new_head)
+        fit(model, state or choose_state(model, file, new_head=new_head), what, new_head=new_head)
         named = names_in(file) or named
     return with_names(model.eval(), named)
 

@@ -76,13 +76,13 @@ def hugging_face(
     transformers = require("transformers", extra="hf", what=f"hf/{name}")
     check_colours(f"hf/{name}", shape)
     options, about = _options(name), _settings(_processor(name))
-    own = _had(name, transformers.AutoConfig.from_pretrained, name, **options)
+    own = _fetch(name, transformers.AutoConfig.from_pretrained, name, **options)
     classes = classes or int(own.num_labels)
     if pretrained:
-        net = _published(transformers, name, classes, new_head, options)
+        net = _load_published(transformers, name, classes, new_head, options)
     else:
-        config = _had(name, transformers.AutoConfig.from_pretrained, name, num_labels=classes, **options)
-        net = _had(name, transformers.AutoModelForImageClassification.from_config, config)
+        config = _fetch(name, transformers.AutoConfig.from_pretrained, name, num_labels=classes, **options)
+        net = _fetch(name, transformers.AutoModelForImageClassification.from_config, config)
     check_one_answer(net)
     names = _names(own) if pretrained and classes == own.num_labels else None
     body = Logits(net.to(torch.float32), bgr=bool(about["do_flip_channel_order"]))
@@ -150,7 +150,7 @@ def _options(name: str) -> dict[str, Any]:
 
 def _processor(name: str) -> Any:
     transformers = require("transformers", extra="hf", what=f"hf/{name}")
-    return _had(name, transformers.AutoImageProcessor.from_pretrained, name, **_options(name))
+    return _fetch(name, transformers.AutoImageProcessor.from_pretrained, name, **_options(name))
 
 
 def _names(config: Any) -> tuple[str, ...] | None:
@@ -160,7 +160,7 @@ def _names(config: Any) -> tuple[str, ...] | None:
     return tuple(told[place] for place in range(config.num_labels)) if whole else None
 
 
-def _had(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def _fetch(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """What one call of transformers gives."""
     from huggingface_hub import errors  # which transformers needs
 
@@ -171,18 +171,18 @@ def _had(name: str, load: Callable[..., Any], *args: Any, **options: Any) -> Any
         raise InputError(f"hf/{name} cannot be had: {error}") from error
 
 
-def _published(
+def _load_published(
     transformers: ModuleType, name: str, classes: int, new_head: bool, options: dict[str, Any]
 ) -> nn.Module:
     """The network with its own weights, refused where some are missing or are for other classes."""
-    config = _had(name, transformers.AutoConfig.from_pretrained, name, **options)
+    config = _fetch(name, transformers.AutoConfig.from_pretrained, name, **options)
     if config.num_labels != classes and not new_head:
         raise InputError(f"hf/{name} is for {config.num_labels} classes, not for {classes}")
     if config.num_labels != classes:
         options = {**options, "num_labels": classes, "ignore_mismatched_sizes": True}
     load = transformers.AutoModelForImageClassification.from_pretrained
     net: nn.Module
-    net, found = _had(name, load, name, output_loading_info=True, **options)
+    net, found = _fetch(name, load, name, output_loading_info=True, **options)
     name_of_head, layer = head(net)
     free = {f"{name_of_head}.{key}" for key in layer.state_dict()} if new_head else set()
     misshapen = (key if isinstance(key, str) else key[0] for key in found["mismatched_keys"])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from poise.checks import InputError
 from poise.models.normalize import check_answers
+from poise.shapes import bytes_of
 from poise.user_code import named_in
 
 DEEPEST = 4  # objects within objects, which may hold themselves
@@ -55,8 +56,7 @@ def _attributes(of: object) -> dict[str, object]:
 def _bytes(value: object, depth: int) -> bytes:
     """The value as bytes; of what has none, its kind."""
     if isinstance(value, Tensor):
-        flat = value.detach().cpu().contiguous().flatten()
-        return f"{tuple(value.shape)} {value.dtype}".encode() + flat.view(torch.uint8).numpy().tobytes()
+        return f"{tuple(value.shape)} {value.dtype}".encode() + bytes_of(value)
     if isinstance(value, np.ndarray) and value.dtype != object:
         return f"{value.shape} {value.dtype}".encode() + value.tobytes()
     if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | np.generic):

@@ -50,7 +50,7 @@ def vision(
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(f"torchvision/{name} cannot be built for images of {shape}: {error}") from error
     if pretrained:
-        state = _downloaded(name, best, options).state_dict()
+        state = _download(name, best, options).state_dict()
         fit(net, state, f"torchvision's weights of {name}", new_head=new_head)
     asked = best.transforms()
     model = Classifier(
@@ -90,7 +90,7 @@ def _vision_options(name: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     return {}
 
 
-def _downloaded(name: str, best: Any, options: dict[str, Any]) -> nn.Module:
+def _download(name: str, best: Any, options: dict[str, Any]) -> nn.Module:
     """The net with torchvision's weights, as its own loader makes it; the file's hash is checked there."""
     from torchvision import models
 

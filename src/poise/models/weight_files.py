@@ -32,9 +32,9 @@ def state_dicts(file: str | Path) -> dict[str, dict[str, Tensor]]:
     if not file.is_file():
         raise InputError(f"no weights at {str(file)!r}: name a .safetensors file or a state dict")
     content = _content(file)
-    found = dict(sorted(_found(content, "", 0), key=lambda pair: _place(pair[0])))
+    found = dict(sorted(_find_states(content, "", 0), key=lambda pair: _place(pair[0])))
     if not found:
-        kept = f", but {_listed(content)}" if isinstance(content, Mapping) and content else ""
+        kept = f", but {_list_keys(content)}" if isinstance(content, Mapping) and content else ""
         raise InputError(
             f"the weights in {str(file)!r} are no state dict, which maps names to tensors{kept}"
         )
@@ -107,7 +107,7 @@ def _not_tensors(file: Path, text: str) -> str:
     )
 
 
-def _found(content: object, key: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _find_states(content: object, key: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """The state dicts in a checkpoint, wherever they are kept."""
     if not isinstance(content, Mapping) or not content or depth > DEEPEST:
         return
@@ -118,14 +118,14 @@ def _found(content: object, key: str, depth: int) -> Iterator[tuple[str, dict[st
         return
     for name, value in content.items():
         if isinstance(name, str) and not NOT_NETS.search(name.lower()):
-            yield from _found(value, f"{key}.{name}".strip("."), depth + 1)
+            yield from _find_states(value, f"{key}.{name}".strip("."), depth + 1)
 
 
 def _place(key: str) -> int:
     return FIRST.index(key) if key in FIRST else len(FIRST)
 
 
-def _listed(content: Mapping[object, object]) -> str:
+def _list_keys(content: Mapping[object, object]) -> str:
     """Its keys and what is under them, as many as a line holds."""
     items = [f"{name!r} ({type(value).__name__})" for name, value in list(content.items())[:12]]
     more = f" and {len(content) - len(items)} more" if len(content) > len(items) else ""

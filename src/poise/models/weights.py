@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, file: str | Path, *, new_head: bool = False) 
         InputError: a missing or damaged file, one that does not fit, or one with several state dicts
             that do; then the model is as before.
     """
-    fit(model, chosen(model, file, new_head=new_head), _named(file), new_head=new_head)
+    fit(model, choose_state(model, file, new_head=new_head), _name_file(file), new_head=new_head)
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     return next(iter(found.values()))
 
 
-def chosen(model: nn.Module, file: str | Path, *, new_head: bool = False) -> dict[str, Tensor]:
+def choose_state(model: nn.Module, file: str | Path, *, new_head: bool = False) -> dict[str, Tensor]:
     """The state dict in the file that fits the model by names, shapes and kinds, or else the first one.
 
     Raises:
@@ -72,11 +72,11 @@ def width(model: nn.Module, file: str | Path) -> int:
     Raises:
         InputError: a missing or damaged file, or one without the model's last layer.
     """
-    state = chosen(model, file, new_head=True)
+    state = choose_state(model, file, new_head=True)
     theirs, (name, _) = _theirs(state, model.state_dict()), head(model)
-    last = next(plain for plain, key in unwrapped(model.state_dict()).items() if key == f"{name}.weight")
+    last = next(plain for plain, key in unwrap(model.state_dict()).items() if key == f"{name}.weight")
     if last not in theirs:
-        raise InputError(f"{_named(file)} do not fit the model: missing: {last}")
+        raise InputError(f"{_name_file(file)} do not fit the model: missing: {last}")
     return int(state[theirs[last]].shape[0])
 
 
@@ -84,7 +84,7 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_head: b
     """Put tensors into the model, or refuse with all that is missing, unexpected or of another shape."""
     check_fit(model, state, what, new_head=new_head)
     own = model.state_dict()
-    ours, theirs = unwrapped(own), _theirs(state, own)
+    ours, theirs = unwrap(own), _theirs(state, own)
     taken = {}
     for name, key in ours.items():
         if name in theirs and state[theirs[name]].shape == own[key].shape:
@@ -108,7 +108,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str, *, new_h
 def _faults(model: nn.Module, state: Mapping[str, Tensor], new_head: bool) -> dict[str, list[str]]:
     """What keeps these tensors from the model, by kind; nothing where they fit."""
     own = model.state_dict()
-    ours, theirs = unwrapped(own), _theirs(state, own)
+    ours, theirs = unwrap(own), _theirs(state, own)
     free = set(_head_keys(model)) if new_head else set()
     both = [(n, own[key], state[theirs[n]]) for n, key in ours.items() if n in theirs and key not in free]
     faults = {
@@ -132,20 +132,20 @@ def _faults(model: nn.Module, state: Mapping[str, Tensor], new_head: bool) -> di
 def _theirs(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, str]:
     """The file's names as the model has them: without wrappers, first names and heads for training."""
     theirs = {}
-    for name, key in unwrapped(state).items():
+    for name, key in unwrap(state).items():
         for old, new in RENAMED:
             name = old.sub(new, name)
         theirs[name] = key
-    plain = unwrapped(own)
+    plain = unwrap(own)
     if any(name.startswith(AUXILIARY) for name in plain):
         return theirs
     return {name: key for name, key in theirs.items() if not name.startswith(AUXILIARY)}
 
 
-def unwrapped(names: Iterable[str]) -> dict[str, str]:
+def unwrap(names: Iterable[str]) -> dict[str, str]:
     """Each name without the wrappers' prefixes that all have, and what it was.
 
-    >>> unwrapped(["module.net.fc.weight", "module.net.fc.bias"])
+    >>> unwrap(["module.net.fc.weight", "module.net.fc.bias"])
     {'fc.weight': 'module.net.fc.weight', 'fc.bias': 'module.net.fc.bias'}
     """
     plain = {name: name for name in names}
@@ -184,12 +184,12 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def _several(file: str | Path, found: Iterable[str]) -> str:
     keys = [repr(key) for key in found]
     return (
-        f"{_named(file)} are several state dicts, {', '.join(keys)}: keep the one that you mean, e.g. by "
-        f"torch.save(torch.load(FILE)[{keys[0]}], 'weights.pt')"
+        f"{_name_file(file)} are several state dicts, {', '.join(keys)}: keep the one that you mean, e.g. "
+        f"by torch.save(torch.load(FILE)[{keys[0]}], 'weights.pt')"
     )
 
 
-def _named(file: str | Path) -> str:
+def _name_file(file: str | Path) -> str:
     return f"the weights in {str(file)!r}"
 
 

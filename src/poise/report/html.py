@@ -51,7 +51,7 @@ def write(audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, thre
 def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> str:
     """The HTML page, everything inside it."""
     environment = Environment(
-        loader=PackageLoader("poise.report"), autoescape=True, undefined=StrictUndefined, finalize=_told
+        loader=PackageLoader("poise.report"), autoescape=True, undefined=StrictUndefined, finalize=_to_text
     )
     return environment.get_template("report.html").render(
         audits=[
@@ -71,7 +71,7 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
     )
 
 
-def _told(value: object) -> str:
+def _to_text(value: object) -> str:
     """What the page shows of a value: text on one line, a list's items behind one another."""
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
@@ -108,8 +108,8 @@ def finding(audit: Audit, *, threshold: float) -> str:
     needless = int(((r.attacked.amax(dim=1) < threshold) & r.correct).sum())
     return " ".join(
         (
-            f"In {worst.name} over all attacks, the label kept, {_moved(before, after)}. Of the {right} "
-            f"right answers, {needless} ({row['referred_attacked']:.1%}) end below a confidence of "
+            f"In {worst.name} over all attacks, the label kept, {_describe_move(before, after)}. Of the "
+            f"{right} right answers, {needless} ({row['referred_attacked']:.1%}) end below a confidence of "
             f"{threshold:g} ({row['referred']:.1%} before): each is a needless referral.",
             *(told for part in audit.attacked if (told := _beside(part))),
         )
@@ -123,10 +123,10 @@ def _beside(part: Attacked) -> str:
     before, after = metrics.confidence(r.clean), metrics.confidence(r.attacked)
     if lost:
         return f"{name} changes {lost} of {len(r)} answers, which are lost, not referred."
-    return f"Under {name} {_moved(before, after)}." if after > before else ""
+    return f"Under {name} {_describe_move(before, after)}." if after > before else ""
 
 
-def _moved(before: float, after: float) -> str:
+def _describe_move(before: float, after: float) -> str:
     """The way from one mean confidence to the other, in words that follow the numbers."""
     shown = f"{before:.2f}", f"{after:.2f}"
     if shown[0] == shown[1]:
