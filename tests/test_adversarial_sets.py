@@ -346,7 +346,7 @@ def repack(file, signed, **change):
     arrays = {k: v for k, v in {**arrays, **change}.items() if v is not None}
     facts.pop("fingerprint")
     tensors = {name: torch.tensor(values) for name, values in arrays.items()}
-    mark = adversarial_sets.files.fingerprint(facts, tensors) if signed else "0" * 64
+    mark = adversarial_sets.files.seal(facts, tensors) if signed else "0" * 64
     np.savez(file, facts=np.array(json.dumps({**facts, "fingerprint": mark})), **arrays)
 
 

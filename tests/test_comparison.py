@@ -98,7 +98,7 @@ def table(*rows):
     plain |= {"defense": "at", "defense_value": "AT-10", "model": "lenet", "epochs": 5, "run": "run"}
     plain |= {"seed": 0, "seconds": 10.0, "collapsed": False}
     frame = pl.DataFrame([plain | row for row in rows], infer_schema_length=None)
-    return [dict(zip(comparison.HEADING, line, strict=True)) for line in comparison.cells(frame)]
+    return [dict(zip(comparison.HEADING, line, strict=True)) for line in comparison.table(frame).lines]
 
 
 def test_the_table_has_means_and_deviations_over_seeds_without_what_collapsed():

@@ -157,7 +157,7 @@ NASTY = {
 def test_any_name_is_shown_and_none_is_obeyed(name, tmp_path):
     found = audit(f"{name} on {name}", **{name: records(attacked=flatter(records().clean))})
     found.content["findings"] = [{"attack": name, "seen": name, "advice": name, "share": 1.0, "kind": "k"}]
-    page = html.write([found], summary([found]), tmp_path, threshold=0.5)
+    page = html.write_report([found], summary([found]), tmp_path, threshold=0.5)
     text = page.read_text(encoding="utf-8")
     assert "<script>alert" not in text and "\x1b" not in text and "\u202e" not in text
     markdown_text = (tmp_path / "report.md").read_text(encoding="utf-8")
@@ -191,7 +191,7 @@ def test_the_page_is_whole_in_itself_and_escaped(two):
 
 
 def test_the_page_is_the_same_bytes_again(two):
-    assert html.pictures(two) == html.pictures(two)
+    assert html.embed_figures(two) == html.embed_figures(two)
 
 
 def test_finding_counts_right_answers_alone(two):

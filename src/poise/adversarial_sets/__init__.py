@@ -20,8 +20,8 @@ from poise.adversarial_sets.rounding import (
     check_8_bits,
     check_budget,
     differing,
-    judge,
     name_images,
+    replay,
     round_back,
     to_8_bits,
 )
@@ -106,9 +106,9 @@ def save(
     if path.suffix != ".npz":
         files.check_channels(x)
         check_8_bits(x)
-        meant = None if model is None or keep_labels else judge(model, x, x_adv, y)
+        meant = None if model is None or keep_labels else replay(model, x, x_adv, y)
         x, (x_adv, share) = _levels(x), round_back(model if keep_labels else None, x, x_adv, y, eps, norm)
-    records = None if model is None else judge(model, x, x_adv, y)
+    records = None if model is None else replay(model, x, x_adv, y)
     failed = torch.zeros(len(x), dtype=torch.bool)
     tensors = {"x": x, "x_adv": x_adv, "y": y, "share": share}
     if records is not None:
@@ -126,7 +126,7 @@ def save(
     }
     if records is not None and (names := names_of(model)):
         facts["class_names"] = list(names)
-    mark = files.write(path, facts, tensors)
+    mark = files.write_set(path, facts, tensors)
     _warn(path, failed, share)
     places = tuple(failed.nonzero()[:, 0].tolist())
     return AdversarialSet(x, x_adv, y, eps, norm, about, keep_labels, share, mark, records, places)
@@ -153,7 +153,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
         order = _order(path, facts, model)
         if order is not None:
             y, answer = order[y], None if answer is None else order[answer]
-        records = judge(model, x, x_adv, y)
+        records = replay(model, x, x_adv, y)
         classes = records.clean.shape[1]
         if facts["classes"] not in (None, classes):
             raise InputError(

@@ -28,7 +28,7 @@ FACTS = "set.json"
 DAMAGE = (*BROKEN, Image.DecompressionBombError)
 
 
-def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def write_set(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Write a set whole or not at all; the fingerprint that is written into it.
 
     A path that ends in .npz becomes a file of float32 images, any other one a folder: `x` and `x_adv`
@@ -37,7 +37,7 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if path.exists() and (path.is_dir() or path.suffix != ".npz"):
         raise InputError(f"{str(path)!r} is there already: name another path, or remove it")
     facts = {**facts, "format": FORMAT}
-    mark = fingerprint(facts, tensors)
+    mark = seal(facts, tensors)
     facts = {**facts, "fingerprint": mark}
     try:
         with store.replacement(path) as new:
@@ -51,7 +51,7 @@ def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     return mark
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_set(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The facts and tensors of a set, whose fingerprint fits them; nothing in it is run.
 
     Raises:
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ValueError(f"its format is {facts.get('format')!r}, not {FORMAT!r}")
     except DAMAGE as error:
         raise InputError(f"{str(path)!r} is no adversarial set, or a damaged one: {error}") from error
-    if mark != fingerprint(facts, tensors):
+    if mark != seal(facts, tensors):
         raise InputError(
             f"{str(path)!r} was changed after it was written: its content does not fit its fingerprint"
         )
@@ -77,7 +77,7 @@ def check_channels(x: Tensor) -> None:
         raise InputError(f"x must be grey or RGB for PNGs, got {x.shape[1]} channels: save as .npz")
 
 
-def fingerprint(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def seal(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of all that a set says. It shows a change, not who made it: publish it apart."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
@@ -164,8 +164,8 @@ def read_checked(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     Raises:
         InputError: what cannot be right, and where.
     """
-    facts, tensors = read(path)
-    mark = fingerprint(facts, tensors)
+    facts, tensors = read_set(path)
+    mark = seal(facts, tensors)
     try:
         _check_facts(facts)
         _check_tensors(facts, tensors)

@@ -127,7 +127,7 @@ class _Replay:
         return made
 
 
-def judge(model: Model, x: Images, x_adv: Images, y: Labels) -> Records:
+def replay(model: Model, x: Images, x_adv: Images, y: Labels) -> Records:
     """The records of images before and after an attack, in order."""
     batches = zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
     return evaluate(model, batches, _Replay(x_adv), examples=0)
@@ -141,13 +141,13 @@ def round_back(
     With a model an image goes back towards x until its answer is the clean one again.
     """
     found, share = to_8_bits(x_adv, x, eps=eps, norm=norm), torch.ones(len(x))
-    lost = torch.zeros(len(x), dtype=torch.bool) if model is None else ~_holds(judge(model, x, found, y))
+    lost = torch.zeros(len(x), dtype=torch.bool) if model is None else ~_holds(replay(model, x, found, y))
     for less in SHARES:
         if model is None or not lost.any():
             break
         tried = to_8_bits(x + less * (x_adv - x), x, eps=eps, norm=norm)
         found, share = torch.where(per_image(lost), tried, found), share.where(~lost, less)
-        lost[lost.clone()] = ~_holds(judge(model, x[lost], tried[lost], y[lost]))
+        lost[lost.clone()] = ~_holds(replay(model, x[lost], tried[lost], y[lost]))
     return found, share
 
 

@@ -259,7 +259,7 @@ def _attacks(eps: float, steps: int) -> dict[str, attacks.Attack]:
     return {"pgd": pgd} | {name: attacks.build(name, eps=eps, steps=steps) for name in UNDER}
 
 
-def cells(frame: pl.DataFrame) -> list[list[str]]:
+def _lines(frame: pl.DataFrame) -> list[list[str]]:
     """The table as text under HEADING, a line a configuration: mean ± standard deviation over its runs.
 
     Their number stands in brackets. Nets that answer one class for everything are counted there and
@@ -296,7 +296,7 @@ def _dagger(part: pl.DataFrame, column: str) -> str:
 
 def table(frame: pl.DataFrame) -> Table:
     """What `compare` found, as it is printed."""
-    return Table(HEADING, cells(frame))
+    return Table(HEADING, _lines(frame))
 
 
 def _spread(values: pl.Series, digits: int) -> str:

@@ -25,9 +25,9 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     check_number("threshold", threshold, 0, 1)
     audits = read_all(runs)
     frame = summary(audits, threshold=threshold)
-    page = html.write(audits, frame, out, threshold=threshold)
+    page = html.write_report(audits, frame, out, threshold=threshold)
     caption = f"referred: right answers that keep their label at a confidence under {threshold:g}"
-    show_table(tables.table(frame), caption=caption)
+    show_table(tables.summary_table(frame), caption=caption)
     told = [f"{audit.title}: {html.finding(audit, threshold=threshold)}" for audit in audits]
     for text in (*told, *html.warnings(audits), f"report: {plain(str(page))}"):
         _console().print(Text(text), soft_wrap=True)

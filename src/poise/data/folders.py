@@ -86,10 +86,10 @@ def folder(
             else ("name one with a folder of images a class")
         )
         raise InputError(f"there is no folder {path!r}: {way}")
-    return read(top, split_folder(top, split), preparation)
+    return read_folder(top, split_folder(top, split), preparation)
 
 
-def read(
+def read_folder(
     top: Path,
     part: Path,
     preparation: Preparation,

@@ -20,7 +20,7 @@ NAMES = {"train": ("train",), "test": ("test",), "val": ("validation", "val", "v
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Column:
     """The undecoded images of a data set's column, as a source."""
 
     rows: Any  # gives {column: {"bytes": ..., "path": ...}} for a row's number
@@ -72,7 +72,7 @@ def hugging_face(
     path, _, config = name.partition("#")
     rows = _load(datasets, path, config or None, split, download)
     image, label = _columns(datasets, rows, name)
-    source = Table(rows.cast_column(image, datasets.Image(decode=False)), image, f"hf:{name}")
+    source = Column(rows.cast_column(image, datasets.Image(decode=False)), image, f"hf:{name}")
     classes = tuple(rows.features[label].names)
     given = torch.tensor(rows[label][:], dtype=torch.int64)
     if len(given) and (int(given.min()) < 0 or int(given.max()) >= len(classes)):

@@ -32,7 +32,7 @@ THREADS = min(8, os.cpu_count() or 1)
 Pixels: TypeAlias = UInt8[Tensor, "n c h w"]
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Where undecoded images come from; any thread may ask."""
 
     def __len__(self) -> int: ...
@@ -57,7 +57,7 @@ class Pictures:
     Decoding runs in threads, one batch ahead of the one in use: at most two are in memory.
     """
 
-    source: Source
+    source: ImageSource
     index: Int[Tensor, " n"]  # which images of the source, in order
     preparation: Preparation  # with its channels named
     image_shape: tuple[int, int, int]
@@ -130,7 +130,7 @@ class Pictures:
         return pixels
 
 
-def pictures(source: Source, chosen: Tensor, preparation: Preparation) -> Pictures:
+def pictures(source: ImageSource, chosen: Tensor, preparation: Preparation) -> Pictures:
     """Those images of the source, by their headers of one shape after the preparation.
 
     Raises:
@@ -154,7 +154,7 @@ def pictures(source: Source, chosen: Tensor, preparation: Preparation) -> Pictur
     )
 
 
-def readable(source: Source, chosen: Tensor, bits: int | None = None) -> Tensor:
+def readable(source: ImageSource, chosen: Tensor, bits: int | None = None) -> Tensor:
     """Which of the images can be decoded, found by decoding them all: a mask. Warns of the others."""
 
     def can_decode(i: int) -> bool:
@@ -201,7 +201,7 @@ def unequal(name: str, size: Sequence[int], other: str, other_size: Sequence[int
     )
 
 
-def _headers(source: Source, chosen: Tensor) -> Iterator[tuple[str, tuple[int, int], Channels]]:
+def _headers(source: ImageSource, chosen: Tensor) -> Iterator[tuple[str, tuple[int, int], Channels]]:
     """The name, (height, width) and colours of each image."""
 
     def header(i: int) -> tuple[str, tuple[int, int], Channels]:

@@ -11,7 +11,7 @@ import torch
 
 from poise.checks import BROKEN, InputError, check_choice
 from poise.data.arrays import ImageSet, Split, prepare_images
-from poise.data.folders import folders_in, read
+from poise.data.folders import folders_in, read_folder
 from poise.preparation import AS_IT_IS, Preparation
 
 
@@ -165,7 +165,7 @@ def imagenet(
             f"{str(part)!r} must hold the 1,000 folders of the synsets (n01440764 ...), empty ones too, "
             f"and has {len(synsets)}: labels would be wrong; for a part of ImageNet name folder:{part}"
         )
-    images = read(part, part, preparation.over(CENTRE_224), name="imagenet")
+    images = read_folder(part, part, preparation.over(CENTRE_224), name="imagenet")
     if len(images.classes) < len(titles):  # some were dropped
         titles = [titles[synsets.index(name)] for name in images.classes]
     return replace(images, classes=tuple(f"{a} {b}" for a, b in zip(images.classes, titles, strict=True)))
@@ -238,4 +238,4 @@ def _folders(
             f"{name} {'cannot be downloaded' if download else 'is not there'}: put its images into "
             f"{str(top / split / 'CLASS')!r}, CLASS being {', '.join(classes)}, or name another --root"
         )
-    return read(top, top / split, preparation, name=name, classes=classes)
+    return read_folder(top, top / split, preparation, name=name, classes=classes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from poise.checks import InputError, check_count
 from poise.labels import names_of
-from poise.models.hugging_face import hugging_face, hugging_face_preparation
+from poise.models.hugging_face import hugging_face_model, hugging_face_preparation
 from poise.models.identity import fingerprint, from_file
 from poise.models.networks import (
     certified_cnn,
@@ -47,7 +47,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a mo
 SOURCES: Mapping[str, Callable[..., nn.Module]] = {  # PREFIX/NAME: (NAME, classes=, shape=, ...) -> a model
     "torchvision": vision,
     "timm": timm_model,
-    "hf": hugging_face,
+    "hf": hugging_face_model,
     "onnx": onnx,
     "robustbench": robust_bench,
 }

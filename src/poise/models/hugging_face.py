@@ -54,7 +54,7 @@ class Logits(nn.Module):
         return logits
 
 
-def hugging_face(
+def hugging_face_model(
     name: str,
     *,
     classes: int | None = 1000,

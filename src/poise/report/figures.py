@@ -65,10 +65,10 @@ class ConfidenceHistogram:
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.subplots(1, 2, sharex=True, sharey=True)
         for ax, stage in zip(axes, STAGES, strict=True):
-            bars(ax, self.frame().filter(stage=stage))
+            draw_bars(ax, self.frame().filter(stage=stage))
             ax.set(title=stage if stage == "before" else f"after {label(self.attack)}", xlim=(0, 1))
             ax.set_xlabel("confidence (MSP)")
-            bare(ax)
+            strip_frame(ax)
         axes[0].set_ylabel("share of answers")
         axes[0].legend(loc="upper left", frameon=False)
         return figure
@@ -106,7 +106,7 @@ class ReliabilityDiagram:
             ax.scatter(confidence, accuracy, s=area, c=RIGHT, alpha=0.8, clip_on=False)
             ax.set(title=stage if stage == "before" else f"after {label(self.attack)}")
             ax.set(xlabel="confidence", xlim=(0, 1), ylim=(-0.03, 1.03), aspect="equal")
-            bare(ax)
+            strip_frame(ax)
         axes[0].set_ylabel("accuracy")
         return figure
 
@@ -154,7 +154,7 @@ class Perturbations:
         deltas = self._deltas()
         figure = Figure(figsize=(1.75 * (len(deltas) + 1) + 0.6, 2.5), layout="constrained")
         axes = figure.subplots(1, len(deltas) + 1)
-        picture(axes[0], self.image)
+        draw_picture(axes[0], self.image)
         axes[0].set_title(f"image\n{float(self.clean.max()):.2f}")
         limit = max(1e-12, max(float(delta.abs().max()) for delta in deltas.values()))
         for ax, (name, delta) in zip(axes[1:], deltas.items(), strict=True):
@@ -212,7 +212,7 @@ def svg(display: Display) -> str:
     return stream.getvalue()
 
 
-def bars(ax: Axes, counts: pl.DataFrame) -> None:
+def draw_bars(ax: Axes, counts: pl.DataFrame) -> None:
     """Draw a stage of a `ConfidenceHistogram`'s frame: each answer's counts as a share of its number."""
     for answer, color in (("correct", RIGHT), ("incorrect", WRONG)):
         part = counts.filter(answer=answer)
@@ -228,7 +228,7 @@ def bars(ax: Axes, counts: pl.DataFrame) -> None:
         )
 
 
-def picture(ax: Axes, image: Picture) -> None:
+def draw_picture(ax: Axes, image: Picture) -> None:
     """Draw an image of one channel or three."""
     grey = image.shape[0] == 1
     pixels = image[0] if grey else image.permute(1, 2, 0)
@@ -236,6 +236,6 @@ def picture(ax: Axes, image: Picture) -> None:
     ax.set_axis_off()
 
 
-def bare(ax: Axes) -> None:
+def strip_frame(ax: Axes) -> None:
     """Take away the frame's upper and right side."""
     ax.spines[["top", "right"]].set_visible(False)

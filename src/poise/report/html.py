@@ -30,10 +30,12 @@ def report(runs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.
     """
     check_number("threshold", threshold, 0, 1)
     audits = read_all(runs)
-    return write(audits, tables.summary(audits, threshold=threshold), out, threshold=threshold)
+    return write_report(audits, tables.summary(audits, threshold=threshold), out, threshold=threshold)
 
 
-def write(audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, threshold: float) -> Path:
+def write_report(
+    audits: Sequence[Audit], table: pl.DataFrame, out: str | Path, *, threshold: float
+) -> Path:
     """`report` of audits that are read already, with their summary; the page's path."""
     out = Path(out)
     texts = {
@@ -61,7 +63,7 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
                 "attacked": audit.attacked,
                 "warnings": audit.content.get("findings", ()),
                 "finding": finding(audit, threshold=threshold),
-                "figures": pictures(audit),
+                "figures": embed_figures(audit),
             }
             for audit in told_apart(audits)
         ],
@@ -134,7 +136,7 @@ def _describe_move(before: float, after: float) -> str:
     return f"the mean confidence {'falls' if after < before else 'rises'} from {shown[0]} to {shown[1]}"
 
 
-def pictures(audit: Audit) -> list[dict[str, str]]:
+def embed_figures(audit: Audit) -> list[dict[str, str]]:
     """The figures as data URIs, with captions."""
     worst = audit.worst
     shown: list[tuple[figures.Display, str]] = [

@@ -20,7 +20,17 @@ from poise import store
 from poise.checks import InputError, check_number
 from poise.records import Records
 from poise.report.escaping import label, plain
-from poise.report.figures import INK, RIGHT, STAGES, WRONG, ConfidenceHistogram, Display, bare, bars, svg
+from poise.report.figures import (
+    INK,
+    RIGHT,
+    STAGES,
+    WRONG,
+    ConfidenceHistogram,
+    Display,
+    draw_bars,
+    strip_frame,
+    svg,
+)
 
 Trace: TypeAlias = Float[Tensor, "t k"]  # one image's probabilities at every point of a walk
 
@@ -80,8 +90,8 @@ class ConfidenceGrid:
         axes = figure.subplots(len(self.rows), 2, sharex=True, sharey=True, squeeze=False)
         for pair, name in zip(axes, self.rows, strict=True):
             for ax, stage in zip(pair, STAGES, strict=True):
-                bars(ax, frame.filter(defense=plain(name), stage=stage))
-                bare(ax)
+                draw_bars(ax, frame.filter(defense=plain(name), stage=stage))
+                strip_frame(ax)
             pair[0].set_ylabel(label(name))
             pair[0].legend(loc="upper left", frameon=False)
         for ax, title in zip(axes[0], ("before", f"after {label(self.attack)}"), strict=True):
@@ -138,7 +148,7 @@ class ProbabilityTrace:
             unrest = f"top class changes {oscillations(trace)}×\nconfidence regained {regained(trace):.2f}"
             ax.set(title=f"{label(name)}\n{unrest}", xlabel="step", ylim=(-0.1, 1.03))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            bare(ax)
+            strip_frame(ax)
         axes[0].set_ylabel("probability")
         named = [(label(self.classes[j]), color) for j, color in colors.items()]
         named += [("others", REST)] * (len(colors) < len(self.classes))
@@ -203,7 +213,7 @@ class ClassConfidence:
         ax.tick_params(axis="x", length=0)
         ax.set(xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.03))
         ax.set(ylabel="confidence (MSP)", xlabel="clean prediction")
-        bare(ax)
+        strip_frame(ax)
         return figure
 
 

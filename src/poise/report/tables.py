@@ -128,16 +128,16 @@ def _numbers(values: Mapping[str, float | None]) -> list[str]:
     ]
 
 
-def table(frame: pl.DataFrame) -> Table:
+def summary_table(frame: pl.DataFrame) -> Table:
     """A `summary` as a table."""
     return Table(HEADING, cells(frame), words=2)
 
 
 def markdown(frame: pl.DataFrame) -> str:
     """A `summary` in Markdown."""
-    return table(frame).markdown()
+    return summary_table(frame).markdown()
 
 
 def latex(frame: pl.DataFrame) -> str:
     """A `summary` in LaTeX, for the booktabs package."""
-    return table(frame).latex()
+    return summary_table(frame).latex()
