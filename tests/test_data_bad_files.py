@@ -199,11 +199,11 @@ def test_a_decompression_bomb_is_called_so_where_warnings_are_errors(tmp_path):
 
 def test_the_largest_image_is_just_small_enough():
     """9,459 x 9,459 = 89,472,681 pixels are under the limit, one more row and column over it."""
-    from poise.data.decoding import opened
+    from poise.data.decoding import open_image
 
-    assert opened(io.BytesIO(bomb(9_459, 9_459)), "it").size == (9_459, 9_459)
+    assert open_image(io.BytesIO(bomb(9_459, 9_459)), "it").size == (9_459, 9_459)
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(InputError, match="9460 x 9460"):
-        opened(io.BytesIO(bomb(9_460, 9_460)), "it")
+        open_image(io.BytesIO(bomb(9_460, 9_460)), "it")
 
 
 def test_images_of_different_sizes(tmp_path):

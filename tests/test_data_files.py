@@ -15,7 +15,7 @@ import poise
 from nets import shuffled
 from poise import data
 from poise.data import Preparation, pictures
-from poise.data.decoding import decoded, prepared
+from poise.data.decoding import decode, prepare
 from poise.data.pictures import Pictures
 
 
@@ -125,7 +125,7 @@ def test_black_and_white_png_is_0_and_255(tmp_path):
 def test_grey_of_colours_has_the_weights_of_itu_601():
     image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], dtype=np.uint8))
     # 0.299, 0.587 and 0.114 of 255 are 76.2, 149.7 and 29.1
-    assert np.asarray(decoded(image, "it", "grey")).tolist() == [[76, 150, 29]]
+    assert np.asarray(decode(image, "it", "grey")).tolist() == [[76, 150, 29]]
 
 
 def test_grey_and_colour_files_together_become_colour(tmp_path):
@@ -149,7 +149,7 @@ def test_resizing_and_the_centre_are_torchvisions(sides, size, interpolation):
     way = v2.InterpolationMode(interpolation)
     for resize in (None, size, size + 3):
         wanted = v2.CenterCrop(size)(v2.Resize(resize or size, interpolation=way)(image))
-        found = prepared(image, Preparation(size=size, resize=resize, interpolation=interpolation))
+        found = prepare(image, Preparation(size=size, resize=resize, interpolation=interpolation))
         assert np.array_equal(found, np.asarray(wanted).transpose(2, 0, 1))
 
 
@@ -157,14 +157,14 @@ def test_resizing_and_the_centre_are_torchvisions(sides, size, interpolation):
 def test_the_window_is_torchvisions_centre_crop(sides):
     image = Image.fromarray(noise(*sides, channels=1))
     for crop in (10, 11, 16):
-        found = prepared(image, Preparation(crop=crop))
+        found = prepare(image, Preparation(crop=crop))
         assert np.array_equal(found[0], np.asarray(v2.CenterCrop(crop)(image)))
 
 
 def test_the_window_is_cut_before_resizing():
     pixels = np.zeros((8, 8), dtype=np.uint8)
     pixels[2:6, 2:6] = 255  # the window of 4x4 alone is white
-    assert prepared(Image.fromarray(pixels), Preparation(crop=4, size=3)).tolist() == [[[255] * 3] * 3]
+    assert prepare(Image.fromarray(pixels), Preparation(crop=4, size=3)).tolist() == [[[255] * 3] * 3]
 
 
 def test_folders_are_what_torchvision_sees(tmp_path):

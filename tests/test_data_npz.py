@@ -9,7 +9,7 @@ import torch
 
 from poise import InputError, data
 from poise.data import Preparation
-from poise.data.npz import _mapped
+from poise.data.npz import _map
 
 SPLITS = ("train", "val", "test")
 SHAPES = {  # of MedMNIST's 18 sets: an image's shape, labels an image, classes
@@ -108,7 +108,7 @@ def test_arrays_that_are_not_compressed_are_mapped_from_the_disk(tmp_path):
     for compress in (False, True):
         write(tmp_path / "x.npz", compress=compress)
         with np.load(tmp_path / "x.npz") as found:
-            images = _mapped(tmp_path / "x.npz", "test_images", found)
+            images = _map(tmp_path / "x.npz", "test_images", found)
         assert isinstance(images, np.memmap) != compress
         assert np.array_equal(images, arrays()["test_images"])
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from poise import InputError, models
-from poise.models.weights import unwrapped
+from poise.models.weights import unwrap
 
 
 def small(classes=4):
@@ -51,7 +51,7 @@ def test_the_wrapper_may_be_the_models(tmp_path):
 
 
 def test_a_prefix_on_some_keys_alone_is_part_of_the_names(tmp_path):
-    assert list(unwrapped(["module.a", "b"])) == ["module.a", "b"]
+    assert list(unwrap(["module.a", "b"])) == ["module.a", "b"]
     source, net = small(), small()
     state = dict(source.state_dict())
     state["module.3.bias"] = state.pop("3.bias")
