@@ -21,8 +21,9 @@ import zoo
 from overhead import EPS, NETS, STEPS, Ring, Turning, floor, keep_memory
 
 from poise import attacks
-from poise.fast import Fast, Ready
-from poise.fast.prepare import parts, prepare
+from poise.fast import Fast
+from poise.fast import attack as walking
+from poise.fast.prepare import prepare
 
 ATTACKS = ("confsmooth", "adaptive", "auto")
 PATHS = ("float32", "bf16")
@@ -42,15 +43,15 @@ class TurningCopy:
 
 def one_round(net, x, contenders):
     """Every contender's time in one interleaved run."""
-    ring = Ring(contenders)
+    ring, lent = Ring(contenders), {}
+    walking.prepared = lambda model, *_, **__: lent[model]
 
     def run(name, contend):
         model = Turning(copy.deepcopy(net), ring, name).eval()
-        if isinstance(contend, Ready):
-            nets = contend.prepared[x.shape]
+        if isinstance(contend, tuple):
+            contend, nets = contend
             full, low = (part and TurningCopy(part, ring, name) for part in (nets.full, nets.low))
-            lent = replace(nets, full=full, low=low, parts=parts(model))
-            contend = Ready(contend.fast, {x.shape: lent})
+            lent[model] = replace(nets, full=full, low=low)
         ring.take(name)
         contend(model, x.clone())
         ring.give(name, for_good=True)
@@ -74,11 +75,10 @@ def times(name, kinds, rounds, share):
         contenders[f"{kind} eager"] = attack
         for precision in PATHS:
             began = time.perf_counter()
-            nets = prepare(net, x, logits, low=precision == "bf16")
+            nets = prepare(net, x, logits, low=precision == "bf16", layout="auto")
             notes[f"{kind} {precision}"] = f"  prepared in {time.perf_counter() - began:.2f} s {nets.notes}"
-            contenders[f"{kind} {precision}"] = Ready(
-                Fast(attack=attack, precision=precision, share=share), {x.shape: nets}
-            )
+            fast = Fast(attack=attack, precision=precision, share=share)
+            contenders[f"{kind} {precision}"] = fast, nets
     one_round(net, x, contenders)  # warm
     runs = [one_round(net, x, contenders) for _ in range(rounds)]
     floors = cost(runs, "floor")

@@ -1,6 +1,7 @@
 """Fast paths: another way to the same attack, with the model itself as the judge. Nothing here is timed."""
 
 import copy
+import gc
 import threading
 from dataclasses import replace
 
@@ -12,10 +13,9 @@ from torch.nn import functional as F
 from nets import Counting, Linear, confidence, conv_net, fitted, images, predictions
 from poise import InputError
 from poise.attacks import ATTACKS, adaptive, auto, confsmooth, dropout_accumulated, pgd, worst_case
-from poise.fast import Fast, Ready, accelerated
+from poise.fast import Fast, accelerated
 from poise.fast import attack as walking
 from poise.fast import prepare as preparing
-from poise.fast.packed import PackedConv2d
 from poise.recalibration import Scale
 
 EPS = 0.06
@@ -27,7 +27,7 @@ def _no_clock(monkeypatch):
     """bfloat16 and channels_last count as faster on every machine."""
 
     def seconds(net, x, logits):
-        return (1.0 if net.dtype == torch.bfloat16 else 2.0) - 0.5 * (net.layout == torch.channels_last)
+        return (1.0 if net.dtype == torch.bfloat16 else 2.0) - 0.5 * (net.layout == "channels_last")
 
     monkeypatch.setattr(preparing, "seconds", seconds)
 
@@ -81,8 +81,13 @@ NETS = {
 }
 
 
-def prepared(net, x, *, low=False):
-    return preparing.prepare(net, x, net(x).detach(), low=low)
+def prepared(net, x, *, low=False, layout="auto"):
+    return preparing.prepare(net, x, net(x).detach(), low=low, layout=layout)
+
+
+def lent(monkeypatch, nets):
+    """Every attack from now on walks on these copies."""
+    monkeypatch.setattr(walking, "prepared", lambda *_, **__: nets)
 
 
 def kinds(net, kind):
@@ -126,7 +131,6 @@ def test_batch_norms_are_folded_only_where_that_is_right(how, left):
     net, x = residual(how), images(5)
     ready = prepared(net, x)
     assert kinds(ready.full, nn.BatchNorm2d) == left
-    assert kinds(ready.full, PackedConv2d) == 2
     torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
     assert any("folded" in note for note in ready.notes) == (how == "used elsewhere")
 
@@ -139,39 +143,13 @@ def test_modules_with_hooks_are_not_folded():
     torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 3, "padding": 1},
-        {"kernel_size": 3, "stride": 2, "padding": 1},
-        {"kernel_size": (5, 2), "stride": (3, 1), "padding": (2, 0)},
-        {"kernel_size": 3, "dilation": 2, "groups": 2},
-        {"kernel_size": 1, "stride": 2, "groups": 4},
-    ],
-)
-def test_a_packed_convolution_is_the_convolution(options, bias, dtype):
-    conv = nn.Conv2d(4, 8, bias=bias, **options).to(dtype)
-    for shape in ((3, 4, 11, 10), (2, 4, 9, 12)):  # packed for the first, right for the second too
-        x = torch.rand(shape).to(dtype).requires_grad_()
-        packed = PackedConv2d(conv, torch.Size((3, 4, 11, 10)))
-        want, got = conv(x), packed(x)
-        cotangent = torch.rand_like(want)
-        close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
-        torch.testing.assert_close(got, want, **close)
-        (wanted,) = torch.autograd.grad(want, x, cotangent)
-        (gotten,) = torch.autograd.grad(got, x, cotangent)
-        torch.testing.assert_close(gotten, wanted, **close)
-
-
 def test_a_copy_that_is_wrong_is_found_out_by_the_model_itself(monkeypatch):
     net, x = residual(), images(40)
     y = predictions(net, x)
     wrong = residual(seed=5)
-    lie = preparing.Prepared(wrong, None, (), preparing.parts(net), tuple(preparing.tensors(net)))
-    ready = Ready(Fast(attack=confsmooth(eps=0.2, steps=5)), {x.shape: lie})
-    raw = ready.fast.attack(wrong, x, y)
+    lent(monkeypatch, preparing.Prepared(wrong, None, ()))
+    ready = Fast(attack=confsmooth(eps=0.2, steps=5))
+    raw = ready.attack(wrong, x, y)
     assert (predictions(net, raw) != y).any()
     x_adv = ready(net, x)
     assert torch.equal(predictions(net, x_adv), y)
@@ -180,16 +158,14 @@ def test_a_copy_that_is_wrong_is_found_out_by_the_model_itself(monkeypatch):
     assert ((predictions(net, raw) != y) & (moved > 0)).any()  # back towards x, not always all the way
 
 
-def test_an_attack_that_takes_every_step_and_returns_the_best_is_checked_too():
+def test_an_attack_that_takes_every_step_and_returns_the_best_is_checked_too(monkeypatch):
     net, x = residual(), images(40)
     y = predictions(net, x)
     near = copy.deepcopy(net)
     near.head.weight.data += 0.02 * torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
-    lie = preparing.Prepared(near, None, (), preparing.parts(net), tuple(preparing.tensors(net)))
-    ready = Ready(
-        Fast(attack=dropout_accumulated(eps=0.2, steps=5, keep_fraction=0.95, keep="best")), {x.shape: lie}
-    )
-    assert (predictions(net, ready.fast.attack(near, x, y)) != y).any()
+    lent(monkeypatch, preparing.Prepared(near, None, ()))
+    ready = Fast(attack=dropout_accumulated(eps=0.2, steps=5, keep_fraction=0.95, keep="best"))
+    assert (predictions(net, ready.attack(near, x, y)) != y).any()
     assert torch.equal(predictions(net, ready(net, x)), y)
 
 
@@ -207,7 +183,7 @@ def test_strength_is_that_of_the_plain_attack(precision):
     assert torch.stack(off).mean() <= worst, off
 
 
-def test_the_first_leg_is_in_bfloat16_and_the_second_in_float32():
+def test_the_first_leg_is_in_bfloat16_and_the_second_in_float32(monkeypatch):
     net, x = residual(), images(6)
     nets = prepared(net, x, low=True)
     seen = []
@@ -219,52 +195,74 @@ def test_the_first_leg_is_in_bfloat16_and_the_second_in_float32():
 
         return call
 
-    lent = replace(nets, full=noted(nets.full), low=noted(nets.low))
-    fast = Fast(attack=confsmooth(eps=EPS, steps=10), precision="bf16", share=0.6)
-    Ready(fast, {x.shape: lent})(net, x)
+    lent(monkeypatch, replace(nets, full=noted(nets.full), low=noted(nets.low)))
+    Fast(attack=confsmooth(eps=EPS, steps=10), precision="bf16", share=0.6)(net, x)
     assert seen.count(torch.bfloat16) == 7 and seen[:7] == [torch.bfloat16] * 7
     assert seen.count(torch.float32) in (6, 6 + walking.HALVINGS)  # a check, its way back, four steps + 1
 
 
-def test_prepared_once_a_shape_and_anew_when_the_weights_change():
-    net = Counting(residual())
-    attack = confsmooth(eps=EPS, steps=5)
-    with accelerated(attack).ready() as ready:
-        x = images(8)
-        ready(net, x)
-        net.forwards = net.backwards = 0
-        ready(net, x)
-        assert (ready.preparations, net.backwards) == (1, 0)
-        assert net.forwards in (2, 2 + walking.HALVINGS)
-        ready(net, images(3))
-        assert ready.preparations == 2
-        for parameter in net.parameters():
-            parameter.data.mul_(-1.01)  # behind autograd's back: no version counter moves
-        after = ready(net, x)
-        assert ready.preparations == 3
-        net.net.norm.running_mean.add_(1)
-        last = ready(net, x)
-    assert not ready.prepared
-    assert torch.equal(last, accelerated(attack)(net, x)) and not torch.equal(last, after)
+def count_preparations(monkeypatch):
+    made, prepare = [], preparing.prepare
+    monkeypatch.setattr(preparing, "prepare", lambda *a, **k: made.append(1) or prepare(*a, **k))
+    return made
+
+
+def test_prepared_once_a_shape_and_anew_when_the_weights_change(monkeypatch):
+    made, net, x = count_preparations(monkeypatch), Counting(residual()), images(8)
+    fast = accelerated(confsmooth(eps=EPS, steps=5))
+    fast(net, x)
+    net.forwards = net.backwards = 0
+    fast(net, x)
+    assert (len(made), net.backwards) == (1, 0)
+    assert net.forwards in (2, 2 + walking.HALVINGS)
+    fast(net, images(3))
+    assert len(made) == 2
+    for parameter in net.parameters():
+        parameter.data.mul_(-1.01)  # behind autograd's back: no version counter moves
+    after = fast(net, x)
+    assert len(made) == 3
+    net.net.norm.running_mean.add_(1)
+    last = fast(net, x)
+    assert len(made) == 4
+    assert torch.equal(last, fast(copy.deepcopy(net), x)) and not torch.equal(last, after)
+
+
+def test_what_is_prepared_goes_with_the_model(monkeypatch):
+    fast, net = accelerated(confsmooth(eps=EPS, steps=2)), copy.deepcopy(conv_net(0))
+    before = len(preparing._kept)
+    for n in range(1, 8):
+        fast(net, images(n))
+    assert len(preparing._kept) == before + 1
+    assert len(preparing._kept[net]) == preparing.MOST
+    with fast.ready() as ready:
+        assert ready.notes(net) == ("layout: channels_last",)
+    del net
+    gc.collect()
+    assert len(preparing._kept) == before
 
 
 def test_prepared_anew_for_another_model_with_the_same_weights():
     x = images(6)
     smooth = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 5))
     kinked = nn.Sequential(*smooth[:2], nn.ReLU(), smooth[3])
-    functions = [lambda x: smooth(x), lambda x: kinked(x)]
     swapped = nn.Sequential(*smooth)
     for attack in [confsmooth(eps=EPS, steps=5), adaptive(eps=EPS, steps=5)]:
-        for one, other in ([smooth, kinked], functions):
-            with accelerated(attack).ready() as ready:
-                ready(one, x)
-                assert torch.equal(ready(other, x), accelerated(attack)(other, x))
-                assert ready.preparations == 2
-        with accelerated(attack).ready() as ready:
-            swapped[2] = nn.Tanh()
-            ready(swapped, x)
-            swapped[2] = nn.ReLU()
-            assert torch.equal(ready(swapped, x), accelerated(attack)(kinked, x))
+        fast = accelerated(attack)
+        assert not torch.equal(fast(smooth, x), fast(kinked, x))
+        swapped[2] = nn.Tanh()
+        assert torch.equal(fast(swapped, x), fast(smooth, x))
+        swapped[2] = nn.ReLU()
+        assert torch.equal(fast(swapped, x), fast(kinked, x))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_layout_that_is_named_needs_no_stopwatch(monkeypatch, layout):
+    monkeypatch.setattr(preparing, "seconds", lambda *_: 0.0)
+    net, x = residual(), images(4)
+    fast = accelerated(confsmooth(eps=EPS, steps=2), precision="bf16", layout=layout)
+    fast(net, x)
+    assert fast.notes(net) == (f"layout: {layout}", f"bf16 layout: {layout}")
+    assert f"layout='{layout}'" in repr(fast)
 
 
 class Own(nn.Module):
@@ -296,7 +294,7 @@ class Own(nn.Module):
 def test_what_cannot_be_copied_is_used_as_it_is(how, error):
     net, x = Own(how), images(4)
     ready = prepared(net, x, low=True)
-    assert ready.full is net and ready.low is None
+    assert ready.full is ready.low is None
     assert [note.split(":")[:2] for note in ready.notes] == [["copied", f" {error}"]]
 
 
@@ -309,11 +307,11 @@ def test_a_copy_that_fails_in_bfloat16_alone_is_used_in_float32():
 
     net, x = nn.Sequential(Wide(), copy.deepcopy(conv_net(0))), images(4)
     ready = prepared(net, x, low=True)
-    assert ready.full is not net and ready.low is None
+    assert ready.full is not None and ready.low is None
     assert "bf16: ValueError: no half precision" in ready.notes
 
 
-def test_convolutions_that_are_not_packed_are_in_the_faster_layout():
+def test_convolutions_are_in_the_faster_layout():
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten())
     ready = prepared(net, images(4))
     assert ready.full.net[0].weight.is_contiguous(memory_format=torch.channels_last)
@@ -322,11 +320,11 @@ def test_convolutions_that_are_not_packed_are_in_the_faster_layout():
 
 def test_what_cannot_be_prepared_is_used_as_it_is():
     net, x = residual(), images(4)
-    with accelerated(adaptive(eps=EPS, steps=3)).ready() as ready:
-        assert torch.equal(predictions(net, ready(lambda x: net(x), x)), predictions(net, x))
-        assert "no nn.Module" in ready.notes[0]
-        linear = Linear(torch.ones(3, 8, 8), -96.0)  # no parameters, no convolutions
-        assert torch.equal(predictions(linear, ready(linear, x)), predictions(linear, x))
+    fast = accelerated(adaptive(eps=EPS, steps=3))
+    assert torch.equal(predictions(net, fast(lambda x: net(x), x)), predictions(net, x))
+    assert "no nn.Module" in fast.notes(lambda x: net(x))[0]
+    linear = Linear(torch.ones(3, 8, 8), -96.0)  # no parameters, no convolutions
+    assert torch.equal(predictions(linear, fast(linear, x)), predictions(linear, x))
 
 
 def test_attacks_against_the_true_label_may_change_it():
@@ -352,7 +350,7 @@ def test_an_attack_that_lets_go_of_the_label_may_do_so(precision):
     assert torch.equal(predictions(net, best(net, x)), y)
 
 
-def test_the_low_leg_of_an_attack_that_lets_go_of_the_label_is_not_pulled_back():
+def test_the_low_leg_of_an_attack_that_lets_go_of_the_label_is_not_pulled_back(monkeypatch):
     net, x = residual(), images(32)
     nets = prepared(net, x, low=True)
     seen = []
@@ -361,8 +359,8 @@ def test_the_low_leg_of_an_attack_that_lets_go_of_the_label_is_not_pulled_back()
         seen.append(at)
         return nets.full(at)
 
-    fast = Fast(attack=dropout_accumulated(eps=0.2, steps=10, keep_fraction=0.95), precision="bf16")
-    Ready(fast, {x.shape: replace(nets, full=noted)})(net, x)
+    lent(monkeypatch, replace(nets, full=noted))
+    Fast(attack=dropout_accumulated(eps=0.2, steps=10, keep_fraction=0.95), precision="bf16")(net, x)
     assert len(seen) == 7  # six steps and the point they begin at: no check between the legs
 
 
@@ -370,13 +368,13 @@ def test_a_recalibrated_model_is_prepared_whatever_its_temperature_is_kept_in():
     net, x = nn.Sequential(residual(), Scale(0.5)).eval(), images(5)
     assert net[1].k.dtype == torch.float64
     ready = prepared(net, x, low=True)
-    assert kinds(ready.full, PackedConv2d) == kinds(ready.low, PackedConv2d) == 2
-    assert ready.notes == ()
+    assert kinds(ready.full, nn.BatchNorm2d) == kinds(ready.low, nn.BatchNorm2d) == 0
+    assert ready.notes == ("layout: channels_last", "bf16 layout: channels_last")
     torch.testing.assert_close(ready.full(x), net(x), rtol=1e-4, atol=1e-4)
     mixed = nn.Sequential(residual(), nn.Linear(5, 5).double())
     mixed[1].register_forward_pre_hook(lambda _, given: (given[0].double(),))
     ready = prepared(mixed.eval(), x)
-    assert ready.full is mixed
+    assert ready.full is None
     assert ready.notes == (
         "Sequential has parameters of torch.float64, the images are torch.float32: used as it is",
     )
@@ -398,6 +396,8 @@ def test_refusals():
         Fast(attack=worst_case([auto()]), precision="bf16")
     with pytest.raises(InputError, match="precision must be one of float32, bf16"):
         Fast(attack=auto(), precision="half")
+    with pytest.raises(InputError, match="layout must be one of auto, contiguous, channels_last"):
+        Fast(attack=auto(), layout="packed")
     with pytest.raises(InputError, match="share"):
         Fast(attack=auto(), share=2.0)
     assert accelerated(auto())(residual(), images(0)).shape == (0, 3, 8, 8)

@@ -159,11 +159,9 @@ def _attack(
 
     began = store.circumstances(devices[0])  # not those of a call that was stopped
     progress(part.name, 0, len(data))
-    with Timed(attack) as timed:
-        records = evaluate(
-            net, data, timed, seed=seed, examples=EXAMPLES, on_batch=on_batch, devices=devices
-        )
-        facts = {"seconds": sum(timed.times), "notes": timed.notes, "devices": len(devices)}
+    timed = Timed(attack)
+    records = evaluate(net, data, timed, seed=seed, examples=EXAMPLES, on_batch=on_batch, devices=devices)
+    facts = {"seconds": sum(timed.times), "notes": timed.notes, "devices": len(devices)}
     files = {
         "images.safetensors": store.tensor_bytes({"x": records.x, "x_adv": records.x_adv}),
         "records.parquet": store.frame_bytes(records.frame()),

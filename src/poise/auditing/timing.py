@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -204,21 +204,21 @@ def _cost(
     most, images = max(1, min(data.batch_size, len(data) // SHARE)), 1
     counted = Counted(net)
     known = not isinstance(attack, Fast)
-    with Timed(attack) as timed:
-        while True:
-            few = data.batched(images)
-            counted.forwards = counted.backwards = 0
+    timed = Timed(attack)
+    while True:
+        few = data.batched(images)
+        counted.forwards = counted.backwards = 0
 
-            def attempt(model: nn.Module, few: ImageSet = few, n: int = images) -> None:
-                evaluate(model, few.batches(torch.arange(n)), timed, seed=seed, examples=0)
+        def attempt(model: nn.Module, few: ImageSet = few, n: int = images) -> None:
+            evaluate(model, few.batches(torch.arange(n)), timed, seed=seed, examples=0)
 
-            attempt(counted if known else net)
-            began = clock()
-            attempt(net)
-            seconds = clock() - began
-            if images == most or seconds * min(RUNG, most / images) > PATIENCE:
-                break
-            images = min(RUNG * images, most)
+        attempt(counted if known else net)
+        began = clock()
+        attempt(net)
+        seconds = clock() - began
+        if images == most or seconds * min(RUNG, most / images) > PATIENCE:
+            break
+        images = min(RUNG * images, most)
     there, back = (counted.forwards / images, counted.backwards / images) if known else (None, None)
     return Cost(name=name, images=images, seconds=seconds / images, forwards=there, backwards=back)
 
@@ -234,25 +234,20 @@ def _relief(pass_of: Callable[[int], float], images: int, batch: int) -> float:
 class Timed:
     """An attack that counts the seconds it takes on every device, judging and loading left out.
 
-    A `Fast` one keeps what it prepares, apart for each model that it meets: each device has its own.
+    Of a `Fast` one it also tells how each model was prepared.
     """
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
         self.times: list[float] = []
-        self.ready: dict[Model, Attack] = {}
-        self.open = ExitStack()
-
-    def __enter__(self) -> Timed:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.open.close()
+        self.models: WeakSet[nn.Module] = WeakSet()
 
     @property
     def notes(self) -> list[str]:
-        """What was tried and left out, one sentence each."""
-        notes = [note for ready in self.ready.values() for note in getattr(ready, "notes", ())]
+        """What was chosen, or tried and left out, one sentence each."""
+        if not isinstance(self.attack, Fast):
+            return []
+        notes = [note for model in self.models for note in self.attack.notes(model)]
         return list(dict.fromkeys(notes))
 
     @property
@@ -269,13 +264,10 @@ class Timed:
         generator: torch.Generator | None = None,
     ) -> Images:
         """As the attack."""
-        if model not in self.ready:
-            attack = self.attack
-            self.ready[model] = (
-                self.open.enter_context(attack.ready()) if isinstance(attack, Fast) else attack
-            )
+        if isinstance(model, nn.Module):
+            self.models.add(model)
         began = time.perf_counter()
-        x_adv = self.ready[model](model, x, y, generator=generator)
+        x_adv = self.attack(model, x, y, generator=generator)
         if x_adv.is_cuda:
             torch.cuda.synchronize(x_adv.device)
         self.times.append(time.perf_counter() - began)

@@ -58,8 +58,8 @@ def evaluate(
         code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download: that is only
             run or fetched if it is named here.
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
-        fast: Attack a prepared copy (BatchNorm folded, convolutions packed; with bf16 the first steps in
-            low precision); every label is checked on the model itself.
+        fast: Attack a prepared copy (BatchNorm folded, in the faster memory layout; with bf16 the first
+            steps in low precision); every label is checked on the model itself.
         max_hours: Ask first if all this is estimated to take longer, and refuse where nobody can answer.
         threshold: Confidence under which an answer is referred to a person.
     """

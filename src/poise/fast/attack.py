@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 
-from poise.attacks.aim import Aim, Attack, aim_of, check_declared, takes_true_labels
-from poise.attacks.auto import Auto
-from poise.attacks.common import accepted, judged, rejudged
-from poise.attacks.descent import Descent
+from poise.attacks import Attack
+from poise.attacks.aim import Aim, check_declared, takes_true_labels
+from poise.attacks.common import attack_call, judged, rejudged
 from poise.checks import InputError, check_choice, check_number, settle
 from poise.draws import Draw
-from poise.fast.prepare import Prepared, prepare
-from poise.objectives import UNITS, Confidence, Negative, Objective
+from poise.fast.prepare import LAYOUTS, Layout, notes_on, prepared
+from poise.objectives import UNITS, Confidence
 from poise.objectives import holds as holds_label
 from poise.rules import StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
@@ -31,118 +30,71 @@ HALVINGS = 6
 class Fast:
     """The same attack, faster: opt-in, with every label checked on the model itself in its own precision.
 
-    The walk is on a copy of the model: frozen, its BatchNorms folded, its convolutions packed, in the
-    memory layout that a short timed probe finds faster. With precision="bf16" the first `share` of the
-    steps is taken in bfloat16, the rest in float32 from where they led. Two forwards by the model
-    itself, at x and at the result, then check that the label is kept and that the attack's goal is no
-    worse than at x; an image that fails goes back towards x until it holds, at last to x itself. Of an
-    attack that may change the label itself (against the true label, or `dropout` with keep="last")
-    only finite logits are asked.
+    The walk is on a copy of the model: frozen, its BatchNorms folded, in the memory layout `layout`.
+    With precision="bf16" the first `share` of the steps is taken in bfloat16, the rest in float32 from
+    where they led. Two forwards by the model itself, at x and at the result, then check that the label
+    is kept and that the confidence has not gone the other way than the attack wants; an image that fails
+    goes back towards x until it holds, at last to x itself. Of an attack that may change the label itself
+    (against the true label, or `dropout_accumulated`) only finite logits are asked.
 
-    Results are not bit-equal to the plain attack's.
+    Results are not bit-equal to the plain attack's. By layout="auto" they hang on a stopwatch too: the
+    notes of a run tell which layout was taken, and naming it gives them again.
 
     Args:
-        attack: any attack; "bf16" is for those with steps and a ball (`Descent`, `Auto`).
+        attack: any attack that says what it is for; "bf16" is for those with steps and a ball as fields.
         precision: "float32", or "bf16" for the first steps.
         share: the share of the steps in low precision; 0.4 was chosen on images of CIFAR-10, where
             0.6 left attacks that step back weaker than the plain ones.
+        layout: of the copy in memory, "contiguous" or "channels_last"; "auto" takes the faster one.
     """
 
     attack: Attack
     precision: Precision = "float32"
     share: float = 0.4
+    layout: Layout = "auto"
+
+    uses_labels = property(takes_true_labels)
 
     def __post_init__(self) -> None:
         settle(self)
         check_choice("precision", self.precision, ("float32", "bf16"))
         check_number("share", self.share, 0, 1, hint="it is the share of the steps in low precision")
+        check_choice("layout", self.layout, ("auto", *LAYOUTS))
         check_declared(self.attack, type(self.attack).__name__)
-        if self.precision == "bf16" and not isinstance(self.attack, Descent | Auto):
+        if self.precision == "bf16" and not _has(self.attack, "steps", "ball"):
             raise InputError(
                 f"precision='bf16' needs an attack with steps and a ball, "
                 f"got {type(self.attack).__name__}: use precision='float32'"
             )
 
-    uses_labels = property(takes_true_labels)
-
     @property
     def aim(self) -> Aim:
         """As the attack."""
-        return aim_of(self.attack)
+        return self.attack.aim
 
-    def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
-    ) -> Images:
-        """The attacked images; the model is prepared for this call alone."""
-        return Ready(self)(model, x, y, generator=generator)
+    def notes(self, model: Model) -> tuple[str, ...]:
+        """What was chosen, or tried and left out, when the model was prepared, one sentence each."""
+        return notes_on(model)
 
     @contextmanager
-    def ready(self) -> Iterator[Ready]:
-        """An attack that keeps what it prepares, for each shape of batch, while the context lasts.
+    def ready(self) -> Iterator[Fast]:
+        """The attack itself: what it prepares is kept while the model lives."""
+        yield self
 
-        >>> from poise.attacks import pgd
-        >>> with Fast(attack=pgd()).ready() as attack:
-        ...     attack.preparations
-        0
-        """
-        kept = Ready(self)
-        try:
-            yield kept
-        finally:
-            kept.prepared.clear()
-
-
-@dataclass(eq=False)
-class Ready:
-    """A `Fast` attack with the copies it has prepared; it prepares anew when the model has changed."""
-
-    fast: Fast
-    prepared: dict[torch.Size, Prepared] = field(default_factory=dict)
-    preparations: int = 0
-
-    uses_labels = property(takes_true_labels)
-
-    @property
-    def aim(self) -> Aim:
-        """As the attack."""
-        return self.fast.aim
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was tried and left out, one sentence each."""
-        return tuple(dict.fromkeys(note for each in self.prepared.values() for note in each.notes))
-
+    @attack_call
     def __call__(
-        self,
-        model: Model,
-        x: Images,
-        y: Labels | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        """The attacked images; arguments and refusals are those of `Descent`."""
-        center, y = accepted(x, y)
-        if len(x) == 0:
-            return center
-        logits = judged(model, center, y)
+        logits = judged(model, x, y)
         top = logits.argmax(dim=1)
-        nets = self._nets(model, center, logits)
-        x_adv = _walk(self.fast, nets, center, top if y is None else y, generator)
+        nets = prepared(model, x, logits, low=self.precision == "bf16", layout=self.layout)
+        full = nets.full or model
         label = top if y is None or self.aim.labels == "true" else y
-        return _checked(model, self.fast.attack, center, x_adv, logits, label)
+        x_adv = _walk(self, full, nets.low, x, top if y is None else y, label, generator)
+        return _checked(model, self.aim, x, x_adv, label, logits, right=y is None or label == y)
 
-    def _nets(self, model: Model, x: Images, logits: Logits) -> Prepared:
-        known = self.prepared.get(x.shape)
-        if known is None or not known.fits(model):
-            known = prepare(model, x, logits, low=self.fast.precision == "bf16")
-            self.prepared[x.shape] = known
-            self.preparations += 1
-        return known
+
+Ready = Fast  # its name where what was prepared had to be kept by hand
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,52 +144,75 @@ class Watched:
         return kept, self.size
 
 
-def accelerated(attack: Attack, *, precision: Precision = "float32") -> Fast:
+def accelerated(attack: Attack, *, precision: Precision = "float32", layout: Layout = "auto") -> Fast:
     """The attack on its fast path; in float32 where it is not one that takes "bf16".
 
     >>> from poise.attacks import confsmooth, deepfool
     >>> [accelerated(attack, precision="bf16").precision for attack in (confsmooth(), deepfool())]
     ['bf16', 'float32']
     """
-    return Fast(attack=attack, precision=precision if isinstance(attack, Descent | Auto) else "float32")
+    able = _has(attack, "steps", "ball")
+    return Fast(attack=attack, precision=precision if able else "float32", layout=layout)
+
+
+def _has(attack: object, *names: str) -> bool:
+    """Whether the attack is a frozen value with all these fields, which `replace` can change."""
+    return is_dataclass(attack) and {*names} <= {field.name for field in fields(attack)}
 
 
 def _walk(
-    fast: Fast, nets: Prepared, center: Images, y: Labels, generator: torch.Generator | None
+    fast: Fast,
+    full: Model,
+    low: Model | None,
+    center: Images,
+    y: Labels,
+    label: Labels,
+    generator: torch.Generator | None,
 ) -> Images:
     """The attack on the prepared copies: in one precision, or in two legs."""
-    attack = fast.attack
-    if nets.low is None or not isinstance(attack, Descent | Auto):
-        return attack(nets.full, center, y, generator=generator)
+    attack: Any = fast.attack
+    if low is None:
+        return fast.attack(full, center, y, generator=generator)
     early = round(fast.share * attack.steps)
-    if isinstance(attack, Auto):
-        return attack(Switching(nets.low, nets.full, early), center, y, generator=generator)
+    if not _has(attack, "rule"):
+        return fast.attack(Switching(low, full, early), center, y, generator=generator)
     rule = Watched(attack.rule, torch.full_like(center.flatten(1)[:, 0], attack.step))
-    x_adv = replace(attack, steps=early, rule=rule)(nets.low, center, y, generator=generator)
-    if not _roams(attack):
-        x_adv = _checked(nets.full, attack, center, x_adv, None, y)
+    x_adv = replace(attack, steps=early, rule=rule)(low, center, y, generator=generator)
+    if fast.aim.keeps_label:
+        x_adv = _checked(full, fast.aim, center, x_adv, label)
     ball = Around(attack.ball, center, rule.size / (attack.step or 1))
     onward = replace(attack, steps=attack.steps - early, ball=ball, random_start=False)
-    return onward(nets.full, x_adv, y, generator=generator)
+    led: Images = onward(full, x_adv, y, generator=generator)
+    return led
 
 
 def _checked(
-    model: Model, attack: Attack, center: Images, x_adv: Images, clean: Logits | None, y: Labels
+    model: Model,
+    aim: Aim,
+    center: Images,
+    x_adv: Images,
+    y: Labels,
+    clean: Logits | None = None,
+    *,
+    right: Mask | bool = True,
 ) -> Images:
     """The attacked images where they hold on this model, else the farthest point from x found that does.
 
     An attack that keeps no label has nothing to hold: only finite logits are asked of it.
     """
-    if _roams(attack):
+    if not aim.keeps_label:
         rejudged(model, x_adv)
         return x_adv
-    goal = _goal(attack)
+    up = torch.ones_like(y)  # 1 where the confidence may not rise, −1 where it may not fall
+    ways = {"lower": up, "higher": -up, "apart": torch.where(torch.as_tensor(right).to(y.device), up, -up)}
+    way = ways.get(aim.wants, 0 * up)
 
     def holds(at: Images, chosen: Mask | slice) -> Mask:
         logits = rejudged(model, at)
         kept = holds_label(logits, y[chosen], MARGIN, units=UNITS // 2)
-        if goal is not None and clean is not None:
-            kept &= goal(logits, y[chosen]) <= goal(clean[chosen], y[chosen])
+        if clean is not None:
+            risen = Confidence()(logits, y[chosen]) - Confidence()(clean[chosen], y[chosen])
+            kept &= way[chosen] * risen <= 0
         return kept
 
     failed = ~holds(x_adv, slice(None))
@@ -252,14 +227,3 @@ def _checked(
     x_adv = x_adv.clone()
     x_adv[failed] = between(start, end, near)
     return x_adv
-
-
-def _roams(attack: Attack) -> bool:
-    """Whether the attack may return points of another label: the check must not undo that."""
-    return not aim_of(attack).keeps_label
-
-
-def _goal(attack: Attack) -> Callable[..., torch.Tensor] | None:
-    """What the attack lowers in the end, if it is one number for every image alike."""
-    wants: dict[str, Objective] = {"lower": Confidence(), "higher": Negative(Confidence())}
-    return wants.get(aim_of(attack).wants)

@@ -1,25 +1,32 @@
-"""A model's copy made ready for many input gradients: frozen, folded, packed, in the faster layout.
+"""A model's copy made ready for many input gradients: frozen, folded, in one memory layout.
 
 Whatever is done to the copy has to leave its logits and its input gradient as they were, on the very
-batch; what does not is undone, and a note says so. The caller's model is never touched.
+batch; what does not is undone, and a note says so. The caller's model is never touched. Copies are kept
+while the model lives, and made anew when it has changed.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from poise.fast.packed import PackedConv2d, packable
 from poise.modes import ask, differentiable
 from poise.shapes import Images, Logits, Model
 
+Layout: TypeAlias = Literal["auto", "contiguous", "channels_last"]
+LAYOUTS: Mapping[str, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 LOGITS, GRADIENT = 1e-3, 0.1  # what rounding may change, relative to the largest logit and to the gradient
 FAILURES = (  # what a model that cannot be copied, or not be run as a copy, raises
     AssertionError,
@@ -29,6 +36,7 @@ FAILURES = (  # what a model that cannot be copied, or not be run as a copy, rai
     TypeError,  # deepcopy of a lock, a file or a session
     ValueError,
 )
+MOST = 4  # copies that are kept for a model, each for another shape of batch or way of preparing
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,43 +45,71 @@ class Net:
 
     net: nn.Module
     dtype: torch.dtype
-    layout: torch.memory_format
+    layout: str
 
     def __call__(self, x: Images) -> Logits:
-        logits: Logits = self.net(x.to(dtype=self.dtype, memory_format=self.layout)).float()
+        logits: Logits = self.net(x.to(dtype=self.dtype, memory_format=LAYOUTS[self.layout])).float()
         return logits
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a model has been turned into for one shape of batch, and why not more.
+    """What a model has been turned into, and why not more; it does not keep the model alive.
 
     Args:
-        full: in the model's own precision.
+        full: in the model's own precision; None where the model is used as it is.
         low: in bfloat16, or None.
-        notes: one sentence for each thing that was tried and left out.
-        parts: the model itself and its modules, and
+        notes: one sentence for each thing that was chosen, or tried and left out.
+        parts: the model's modules, and
         state: its tensors as they were, to tell whether it has changed since.
     """
 
-    full: Model
+    full: Model | None
     low: Model | None
     notes: tuple[str, ...]
-    parts: tuple[Model, ...]
-    state: tuple[Tensor, ...]
+    parts: tuple[ReferenceType[nn.Module], ...] = ()
+    state: tuple[Tensor, ...] = ()
 
-    def fits(self, model: Model) -> bool:
-        """Whether this is the model that was prepared, its weights and buffers bit for bit as they were."""
-        now, own = tensors(model), parts(model)
-        if len(own) != len(self.parts) or any(a is not b for a, b in zip(own, self.parts, strict=True)):
-            return False
-        return len(now) == len(self.state) and all(
-            a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
-            for a, b in zip(now, self.state, strict=True)
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model has its modules of then, weights and buffers bit for bit as they were."""
+        now, own = tensors(model), list(model.modules())
+        return (
+            len(own) == len(self.parts)
+            and all(was() is module for was, module in zip(self.parts, own, strict=True))
+            and len(now) == len(self.state)
+            and all(
+                a.dtype == b.dtype and a.device == b.device for a, b in zip(now, self.state, strict=True)
+            )
+            and all(bool(torch.equal(a, b)) for a, b in zip(now, self.state, strict=True))
         )
 
 
-def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
+_kept: WeakKeyDictionary[nn.Module, dict[Any, Prepared]] = WeakKeyDictionary()
+
+
+def prepared(model: Model, x: Images, logits: Logits, *, low: bool, layout: Layout) -> Prepared:
+    """The model made ready for batches like x: as it was before, if it has not changed since."""
+    if not isinstance(model, nn.Module):
+        return prepare(model, x, logits, low=low, layout=layout)
+    known = _kept.setdefault(model, {})
+    key = x.shape, x.dtype, x.device, low, layout
+    found = known.pop(key, None)
+    if found is None or not found.fits(model):
+        found = prepare(model, x, logits, low=low, layout=layout)
+    known[key] = found  # the last ones stay
+    for old in list(known)[:-MOST]:
+        del known[old]
+    return found
+
+
+def notes_on(model: Model) -> tuple[str, ...]:
+    """What was chosen, or tried and left out, when the model was prepared, one sentence each."""
+    if not isinstance(model, nn.Module):
+        return prepare(model, torch.empty(0), torch.empty(0), low=False, layout="auto").notes
+    return tuple(dict.fromkeys(note for each in _kept.get(model, {}).values() for note in each.notes))
+
+
+def prepare(model: Model, x: Images, logits: Logits, *, low: bool, layout: Layout) -> Prepared:
     """The model made ready for batches like x, at which it gives these logits.
 
     Args:
@@ -82,33 +118,29 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
         x: images (n, c, h, w) in float32.
         logits: the model's own at x (n, k).
         low: whether a copy in bfloat16 is wanted.
+        layout: of the copies in memory; "auto" times both and takes the faster, and leaves bfloat16
+            where it is not faster.
     """
-    notes: list[str] = []
-    was = parts(model), tuple(t.detach().clone() for t in tensors(model))
     if not isinstance(model, nn.Module):
-        return Prepared(model, None, (f"{type(model).__name__} is no nn.Module: used as it is",), *was)
+        return Prepared(None, None, (f"{type(model).__name__} is no nn.Module: used as it is",))
+    was = tuple(map(ref, model.modules())), tuple(t.detach().clone() for t in tensors(model))
     other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {x.dtype}
     if other:
         named = ", ".join(sorted(str(dtype) for dtype in other))
         note = f"{type(model).__name__} has parameters of {named}, the images are {x.dtype}: used as it is"
-        return Prepared(model, None, (note,), *was)
+        return Prepared(None, None, (note,), *was)
     with differentiable(model):
         want = slope(model, x, logits)
-
-    def right(net: Net) -> bool:
-        with torch.no_grad():
-            off = (ask(net, x) - logits).abs().amax() / logits.abs().amax().clamp_min(1)
-        turn = (slope(net, x, logits) - want).norm() / want.norm().clamp_min(1e-30)
-        return bool(off <= LOGITS) and bool(turn <= GRADIENT)
+    notes: list[str] = []
 
     def bare() -> nn.Module:
         return copy.deepcopy(model).eval().requires_grad_(False)
 
     def attempt(name: str, make: Callable[[], nn.Module]) -> nn.Module | None:
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.enable_grad():
                 net = make()
-                if right(Net(net, x.dtype, torch.contiguous_format)):
+                if _alike(Net(net, x.dtype, "contiguous"), x, logits, want):
                     return net
             notes.append(f"{name}: its logits or gradients differ")
         except FAILURES as error:
@@ -117,31 +149,38 @@ def prepare(model: Model, x: Images, logits: Logits, *, low: bool) -> Prepared:
 
     plain = attempt("copied", bare)
     if plain is None:
-        return Prepared(model, None, tuple(notes), *was)
+        return Prepared(None, None, tuple(notes), *was)
     base = attempt("folded", lambda: fold(bare(), x)) or plain
-    packs = attempt("packed", lambda: pack(copy.deepcopy(base), x)) is not None
-    with torch.inference_mode(False), torch.enable_grad():
-        full, spent = faster(base, x, logits, x.dtype, packs=packs)
+    with torch.enable_grad():
+        full, spent = faster(base, x, logits, x.dtype, layout)
+        notes.append(f"layout: {full.layout}")
         half = None
         if low:
             try:
-                half, less = faster(base, x, logits, torch.bfloat16, packs=packs)
+                half, less = faster(base, x, logits, torch.bfloat16, layout)
             except FAILURES as error:
                 notes.append(f"bf16: {type(error).__name__}: {error}")
             else:
-                half = half if less < spent else None
-                notes += [] if half else ["bf16: not faster on this machine"]
+                half = half if layout != "auto" or less < spent else None
+                notes.append(f"bf16 layout: {half.layout}" if half else "bf16: not faster on this machine")
     return Prepared(full, half, tuple(notes), *was)
 
 
-def parts(model: Model) -> tuple[Model, ...]:
-    """The model and, of an nn.Module, all modules in it."""
-    return tuple(model.modules()) if isinstance(model, nn.Module) else (model,)
+def _alike(net: Net, x: Images, logits: Logits, want: Images) -> bool:
+    """Whether the copy has these logits and this gradient, but for rounding."""
+    with torch.no_grad():
+        off = (ask(net, x) - logits).abs().amax() / logits.abs().amax().clamp_min(1)
+    turn = (slope(net, x, logits) - want).norm() / want.norm().clamp_min(1e-30)
+    return bool(off <= LOGITS) and bool(turn <= GRADIENT)
 
 
-def tensors(model: Model) -> list[Tensor]:
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and bool(torch.equal(a, b))
+
+
+def tensors(model: nn.Module) -> list[Tensor]:
     """All parameters and buffers."""
-    return [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    return [*model.parameters(), *model.buffers()]
 
 
 def slope(model: Model, x: Images, logits: Logits) -> Images:
@@ -153,14 +192,17 @@ def slope(model: Model, x: Images, logits: Logits) -> Images:
 
 
 def faster(
-    base: nn.Module, x: Images, logits: Logits, dtype: torch.dtype, *, packs: bool, tries: int = 2
+    base: nn.Module, x: Images, logits: Logits, dtype: torch.dtype, layout: Layout, *, tries: int = 2
 ) -> tuple[Net, float]:
-    """The copy in the memory layout in which a step takes less time, and that time in seconds."""
+    """The copy in that memory layout, or by "auto" in the faster one, and seconds of one step in it."""
     timed = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        net = convert_conv2d_weight_memory_format(copy.deepcopy(base).to(dtype), layout)
-        ready = Net(pack(net, x.to(dtype)) if packs else net, dtype, layout)
-        timed.append((min(seconds(ready, x, logits) for _ in range(tries + 1)), ready))
+    for name in LAYOUTS if layout == "auto" else (layout,):
+        net = convert_conv2d_weight_memory_format(copy.deepcopy(base).to(dtype), LAYOUTS[name])
+        ready = Net(net, dtype, name)
+        slope(ready, x, logits)  # it may not run in this precision; and what happens once is over
+        timed.append(
+            (min(seconds(ready, x, logits) for _ in range(tries)) if layout == "auto" else 0.0, ready)
+        )
     spent, best = min(timed, key=lambda pair: pair[0])
     return best, spent
 
@@ -191,17 +233,6 @@ def fold(net: nn.Module, x: Images) -> nn.Module:
         assert isinstance(conv, nn.Conv2d)
         _put(net, feeder, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
         _put(net, name, nn.Identity())
-    return net
-
-
-def pack(net: nn.Module, x: Images) -> nn.Module:
-    """The net with its convolutions packed, where oneDNN has them: on the CPU."""
-    if x.device.type != "cpu":
-        return net
-    for name, calls in _calls(net, x, (nn.Conv2d,)).items():
-        conv = net.get_submodule(name)
-        if isinstance(conv, nn.Conv2d) and packable(conv):
-            _put(net, name, PackedConv2d(conv, calls[0][0].shape))
     return net
 
 
