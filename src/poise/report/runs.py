@@ -62,7 +62,7 @@ def _lower(found: Records, new: Records) -> Records:
     shown = per_image(better[: len(new.x_adv)])
     chosen: dict[str, torch.Tensor] = {"x_adv": torch.where(shown, new.x_adv, found.x_adv)}
     for field in fields(Records):
-        if field.name not in ("y", "clean", "x", "x_adv"):
+        if field.name not in ("y", "clean", "x", "x_adv", "lower", "upper"):  # bounds are the image's
             old, other = getattr(found, field.name), getattr(new, field.name)
             chosen[field.name] = torch.where(better[:, None] if old.ndim == 2 else better, other, old)
     return replace(found, **chosen)
