@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -83,14 +82,9 @@ def check_room(folder: Path, run: Run) -> None:
     size = copies * sum(t.numel() * t.element_size() for t in run.net.state_dict().values())
     try:
         with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
+            store.check_room(folder, 3 * size)
     except OSError as error:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
-    if free < 3 * size:
-        raise InputError(
-            f"{str(folder)!r} has {free / 1e6:.1f} MB free and three checkpoints need "
-            f"{3 * size / 1e6:.1f} MB: make room, or name an --out on another disk"
-        )
 
 
 def digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
