@@ -22,7 +22,7 @@ from poise.data import ImageSet
 from poise.naming import taken
 from poise.progress import silent
 from poise.training import TrainJob, train
-from poise.training.budget import budget
+from poise.training.schedule import budget
 
 BUDGETS = (0.1, 0.3)
 EVERY = {name: (name, {}) for name in defenses.DEFENSES} | {

@@ -60,8 +60,8 @@ def run(name, out, **options):
     """257 images: the last batch has one, so that the second process gets none."""
     images = data.load("digits", split="train", images=257)
     kind = name.split("-")[0]
-    options = {} if kind == "vanilla" else {"eps": 0.1, "steps": 2}
-    defense = Settled() if kind == "settled" else defenses.build(kind, **options)
+    strength = {} if kind == "vanilla" else {"eps": 0.1, "steps": 2}
+    defense = Settled() if kind == "settled" else defenses.build(kind, **strength)
     return train(job(name), images, defense, out, **options)
 
 

@@ -16,8 +16,7 @@ from poise import InputError, attacks, cli, defenses, models, store
 from poise.cli import parsing
 from poise.training import TrainJob, describe, train
 from poise.training.batches import PADDING, Moves, crop_flip, generator, moves
-from poise.training.budget import budget, scale
-from poise.training.schedule import learning_rate
+from poise.training.schedule import budget, learning_rate, scale
 from poise.training.weights import average, optimizer_of
 from trainings import Noting, Spy, Still, close, digits, job, normed
 

@@ -19,8 +19,8 @@ from poise.defenses import Defense
 from poise.train_job import ALWAYS_TOLD, TrainJob
 from poise.training import batches, weights
 from poise.training.batches import Batch
-from poise.training.budget import budget
 from poise.training.devices import InPrecision
+from poise.training.schedule import budget
 from poise.training.selection import split
 
 

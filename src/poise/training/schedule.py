@@ -1,12 +1,19 @@
-"""What changes from step to step: the learning rate, and how much of the budget is in force."""
+"""What changes from step to step: the learning rate, and how much of the budget is in force.
+
+A defense's budget is every field called `eps` of the values that it is made of.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 from poise.defenses import Defense
 from poise.train_job import TrainJob
-from poise.training.budget import scale
+
+T = TypeVar("T")
 
 
 def learning_rate(job: TrainJob, step: int, steps: int) -> float:
@@ -50,6 +57,55 @@ def ramp(step: int, over: float) -> float:
     [0.25, 0.5, 1.0, 1.0]
     """
     return min(1.0, (step + 1) / over) if over else 1.0
+
+
+def budget(value: Any, *, linf: bool = False) -> float | None:
+    """The first `eps` in a frozen value or in those that it holds; None where there is none.
+
+    An eps of 1 or more in L∞ is none: all images in [0, 1] lie within it. With `linf` the lengths of
+    other norms are passed over, for whoever needs a number of pixel units.
+
+    >>> from poise import defenses
+    >>> budget(defenses.build("at", eps=0.25)), budget(defenses.vanilla())
+    (0.25, None)
+    >>> budget(defenses.build("uat-gap-unprojected"))
+    """
+    return next(_budgets(value, linf=linf), None)
+
+
+def scale(value: T, factor: float) -> T:
+    """The same frozen value with every `eps` in it times the factor.
+
+    >>> from poise import defenses
+    >>> scale(defenses.build("at", eps=0.5), 0.5) == defenses.build("at", eps=0.25)
+    True
+    """
+    if isinstance(value, tuple) and type(value) is tuple:
+        return cast(T, tuple(scale(part, factor) for part in value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changes: dict[str, Any] = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        new = part * factor if field.name == "eps" and part is not None else scale(part, factor)
+        if new is not part:
+            changes[field.name] = new
+    return replace(value, **changes) if changes else value
+
+
+def _budgets(value: Any, *, linf: bool) -> Iterator[float]:
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _budgets(part, linf=linf)
+    if not is_dataclass(value) or isinstance(value, type):
+        return
+    other_norm = getattr(value, "norm", "linf") != "linf"
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if field.name != "eps" or not isinstance(part, float | int):
+            yield from _budgets(part, linf=linf)
+        elif not linf if other_norm else part < 1:
+            yield float(part)
 
 
 def _one_cycle(step: int, steps: int) -> float:

@@ -14,8 +14,8 @@ from poise.checks import InputError, NotFiniteError
 from poise.data import ImageSet
 from poise.modes import ask, evaluating
 from poise.shapes import Labels
-from poise.training.budget import budget
 from poise.training.devices import InPrecision
+from poise.training.schedule import budget
 
 if TYPE_CHECKING:
     from poise.training.run import Run
