@@ -19,9 +19,9 @@ from poise.paper.nets import Place
 from poise.paper.readings import OURS, Reading
 from poise.paper.suites import Suite
 from poise.paper.tables import LAYOUTS
-from poise.report.escaping import code, markdown
+from poise.report.escaping import code, escape_markdown
 from poise.report.paper_figures import save
-from poise.report.tables import Table
+from poise.report.tables import Table, markdown_rows
 
 ON = {
     "own": "on the paper's own nets",
@@ -128,7 +128,7 @@ def _collapsed(found: pl.DataFrame) -> str:
     fallen = found.filter(pl.col("metric") == "collapsed", pl.col("mean") > 0)
     rows = fallen.select("architecture", "dataset", "defense", "mean", "n").unique(maintain_order=True)
     told = [
-        f"{markdown(a)} on {markdown(d)}, {name} ({mean * n:.0f} of {n})"
+        f"{escape_markdown(a)} on {escape_markdown(d)}, {name} ({mean * n:.0f} of {n})"
         for a, d, name, mean, n in rows.rows()
     ]
     return f"\nCollapsed to one class, here or in another table: {'; '.join(told)}.\n" if told else ""
@@ -165,16 +165,14 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
         part = frame.filter(pl.col("name").is_in([claim.name for claim in claims]))
         counts = [f"{hold} hold and {fail} fail {on}" for on, hold, fail in _counted(part) if hold + fail]
         counts.append(f"{part.filter(verdict='not run').height} not run")
-        text += (
-            f"\n## {title}\n\n{'; '.join(counts)}.\n\n"
-            "| claim | section | verdict | clear | numbers | in the paper |\n"
-        )
-        text += "| --- | --- | --- | --- | --- | --- |\n"
+        lines = []
         for row in part.to_dicts():
             verdict = f"**{row['verdict']}**" + (f" ({row['of']})" if row["of"] in NEAR else "")
-            told = (row["clear"] or "-", row["numbers"], theirs[row["name"]])
-            line = (*map(markdown, (row["statement"], row["section"])), verdict, *map(markdown, told))
-            text += f"| {' | '.join(line)} |\n"
+            claim, told = (row["statement"], row["section"]), (row["clear"] or "-", row["numbers"])
+            theirs_told = escape_markdown(theirs[row["name"]])
+            lines.append([*map(escape_markdown, claim), verdict, *map(escape_markdown, told), theirs_told])
+        heading = ["claim", "section", "verdict", "clear", "numbers", "in the paper"]
+        text += f"\n## {title}\n\n{'; '.join(counts)}.\n\n{markdown_rows(heading, lines, words=6)}"
     return _put(book, "claims", text, frame)
 
 

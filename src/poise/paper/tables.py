@@ -13,6 +13,7 @@ from poise.paper.looks import Job
 from poise.paper.readings import OURS, Reading
 from poise.paper.suites import Suite
 from poise.report import escaping
+from poise.report.tables import markdown_rows
 
 PLACE = ["architecture", "dataset", "defense", "attack", "metric"]  # what names a cell of the paper's
 
@@ -168,7 +169,7 @@ def markdown(layout: Layout, frame: pl.DataFrame) -> str:
         {"architecture": "their_architecture", "dataset": "their_dataset"}.get(r, r) for r in layout.rows
     ]
     heading = [*layout.rows, "reading", "n", *(f"{h}: ours / paper" for h, _, _ in layout.columns)]
-    lines = [heading, ["---"] * (len(layout.rows) + 1) + ["---:"] * (1 + len(layout.columns))]
+    lines = []
     rows = frame.select(*keys, "reading", "architecture", "dataset").unique(maintain_order=True).to_dicts()
     known = {tuple(row[k] for k in keys) for row in rows if row["reading"] is not None}
     for row in rows:
@@ -180,7 +181,7 @@ def markdown(layout: Layout, frame: pl.DataFrame) -> str:
             pl.col("reading").eq_missing(row["reading"]) | pl.col("reading").is_null(),
         )
         names = [
-            escaping.markdown(_name(row, theirs, ours))
+            escaping.escape_markdown(_name(row, theirs, ours))
             for theirs, ours in zip(keys, layout.rows, strict=True)
         ]
         most = part.select(pl.col("n", "images").max()).to_dicts()[0]
@@ -188,7 +189,7 @@ def markdown(layout: Layout, frame: pl.DataFrame) -> str:
         cells = [_cell(layout, part, attack, metric) for _, attack, metric in layout.columns]
         star = "" if part.filter(pl.col("mean").is_not_null())["faithful"].all() else "*"
         lines.append([*names, f"{row['reading']}{star}" if row["reading"] else "not run", counts, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_rows(heading, lines, words=len(layout.rows) + 1)
 
 
 def score(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

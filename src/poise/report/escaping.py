@@ -31,12 +31,12 @@ _TEX = {
 }
 
 
-def markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """The text as Markdown that shows it letter by letter, in a table's cell or amid a line.
 
     Entities, since not every dialect takes a backslash before every letter.
 
-    >>> markdown("a|b <i> c_d _e_"), markdown("[0, 1] < 2")
+    >>> escape_markdown("a|b <i> c_d _e_"), escape_markdown("[0, 1] < 2")
     ('a&#124;b &#60;i> c_d &#95;e&#95;', '[0, 1] < 2')
     """
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", plain(text))
@@ -53,10 +53,10 @@ def code(text: str) -> str:
     return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"
 
 
-def latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     r"""The text as LaTeX that shows it letter by letter.
 
-    >>> latex(r"\input{a_b} 5 %")
+    >>> escape_latex(r"\input{a_b} 5 %")
     '\\textbackslash{}input\\{a\\_b\\} 5 \\%'
     """
     return "".join(_TEX.get(letter, letter) for letter in plain(text)).replace("--", "-{}-")
@@ -72,4 +72,4 @@ def label(text: str, *, width: int = 32) -> str:
     return f" {shown}" if shown.startswith("_") else shown  # what begins with _ is left out of legends
 
 
-__all__ = ["WIDTH", "code", "label", "latex", "markdown", "plain"]
+__all__ = ["WIDTH", "code", "escape_latex", "escape_markdown", "label", "plain"]

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from poise import metrics, store
 from poise.checks import check_number
 from poise.report import figures, tables
-from poise.report.escaping import WIDTH, markdown, plain
+from poise.report.escaping import WIDTH, escape_markdown, plain
 from poise.report.runs import Attacked, Audit, read_all, told_apart
 
 
@@ -90,7 +90,7 @@ def warnings(audits: Sequence[Audit]) -> list[str]:
 def headlines(audits: Sequence[Audit], *, threshold: float) -> str:
     """The `finding` of every audit, in Markdown under the table."""
     return "".join(
-        f"\n**{markdown(audit.title)}.** {markdown(finding(audit, threshold=threshold))}\n"
+        f"\n**{escape_markdown(audit.title)}.** {escape_markdown(finding(audit, threshold=threshold))}\n"
         for audit in told_apart(audits)
     )
 

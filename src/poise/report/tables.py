@@ -36,16 +36,14 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, every text as it is."""
-        rule = ["---" if place < self.words else "---:" for place in range(len(self.heading))]
-        rows = [self.heading, *self.lines]
-        first, *rest = [[escaping.markdown(text) for text in row] for row in rows]
-        return "".join(f"| {' | '.join(row)} |\n" for row in (first, rule, *rest))
+        first, *rest = [map(escaping.escape_markdown, row) for row in (self.heading, *self.lines)]
+        return markdown_rows(list(first), rest, words=self.words)
 
     def latex(self) -> str:
         """The table in LaTeX, for the booktabs package."""
 
         def line(texts: Sequence[str]) -> str:
-            return " & ".join(map(escaping.latex, texts)) + r" \\" + "\n"
+            return " & ".join(map(escaping.escape_latex, texts)) + r" \\" + "\n"
 
         columns = "l" * self.words + "r" * (len(self.heading) - self.words)
         return (
@@ -66,6 +64,12 @@ COLUMNS = {  # of the printed table: its heading and how a number is written
     "seconds": ("seconds", "{:.1f}"),
 }
 HEADING = ["model", "attack", *(heading for heading, _ in COLUMNS.values())]
+
+
+def markdown_rows(heading: Sequence[str], lines: Iterable[Iterable[str]], *, words: int = 1) -> str:
+    """A table in Markdown, whose texts are Markdown already; so many columns at the left are words."""
+    rule = ["---" if place < words else "---:" for place in range(len(heading))]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (heading, rule, *lines))
 
 
 def summary(audits: Sequence[Audit], *, threshold: float = 0.5) -> pl.DataFrame:

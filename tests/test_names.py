@@ -1,0 +1,47 @@
+"""One meaning a name: no public class or function is defined twice in the package."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import poise
+
+COMMANDS = {"compare", "demo", "evaluate", "report", "train"}  # of the command line, called as what they do
+VERBS = {"build", "load", "read", "run", "save"}  # each room's own: poise.data.load, poise.models.load
+PLAIN = {
+    "Watched",
+    "Within",
+    "ball",
+    "beside",
+    "cells",
+    "check_room",
+    "judge",
+    "note",
+    "of_images",
+    "prepare",
+}
+ALLOWED = {
+    **dict.fromkeys(COMMANDS | VERBS, "see above"),
+    **dict.fromkeys(("Affine", "L2", "Linf", "Rows"), "certify: what these do to bounds, by its own files"),
+    **dict.fromkeys(("brier", "ece", "nll"), "metrics.certified: the bound of the metric of that name"),
+    **dict.fromkeys(
+        ("aurc", "auroc", "difference", "number", "share", "standing"), "auditing's own intervals"
+    ),
+    "ibp": "the bounds, and the defense that trains by them",
+    "markdown": "poise.report's, and that of the paper's tables",
+    "latex": "poise.report's",
+    "plan": "of an audit, and of the paper's jobs",
+    **dict.fromkeys(("Moves", "moves"), "of Square, and of augmented images"),
+    **dict.fromkeys(PLAIN, "plain words of two rooms that do not meet"),
+}
+
+
+def test_no_public_name_has_two_definitions():
+    places = defaultdict(list)
+    for file in Path(poise.__file__).parent.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                places[node.name].append(file.stem)
+    assert len(places) > 300
+    twice = {name: found for name, found in places.items() if len(found) > 1 and name not in ALLOWED}
+    assert not twice, f"give one of each another name: {twice}"
