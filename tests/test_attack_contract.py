@@ -385,7 +385,9 @@ def test_the_model_is_given_back_as_it_was_also_after_an_error(case):
 
 def names():
     """Every public name in poise's loaded modules."""
-    known = [name for name in sys.modules if name.startswith("poise") and "certify" not in name]  # own balls
+    known = [
+        name for name in sys.modules if name.startswith("poise") and "certify" not in name
+    ]  # own balls
     loaded = [sys.modules[name] for name in known]
     return {k: v for module in loaded for k, v in vars(module).items() if isinstance(v, type)}
 
