@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from poise import data, models
+from poise.attacks.aim import run
 from poise.metrics.perturbation import structural_similarity
 from poise.objectives import NegativeCrossEntropy
 from poise.paper import jobs
@@ -45,7 +46,7 @@ def main():
         print(f"{name}: zero gradient at {(gradient == 0).double().mean():.3f} of the pixels")
         for held, found in (("held", attacks_of(CPU.magnitude, OURS)), ("unheld", unheld(CPU.magnitude))):
             for attack in ("PGD", "Adaptive", "ConfSmooth"):
-                moved = found[attack](net, x, y if found[attack].uses_labels else None)
+                moved = run(found[attack], net, x, y)
                 size, alike = (moved - x).abs().mean(), structural_similarity(moved, x).mean()
                 print(f"  {attack} {held}: {size:.4f} / {alike:.3f}")
 
