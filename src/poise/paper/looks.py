@@ -78,7 +78,8 @@ class Job:
     def name(self) -> str:
         """Its folder's."""
         net, look = self.net, self.look.name
-        facts = {"net": net.name, "test": net.setting.test, "attacks": repr(self.attacks), "look": look}
+        attacks = repr(self.attacks).replace(", layout='auto'", "")  # came later: counts if it is named
+        facts = {"net": net.name, "test": net.setting.test, "attacks": attacks, "look": look}
         s = net.setting
         return folder_name(s.architecture, s.dataset, net.defense, net.seed, look, facts=facts)
 
