@@ -4,7 +4,9 @@ from functools import cache
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from poise import data, models
 from poise.naming import taken
 
 SHAPE = (3, 8, 8)
@@ -46,6 +48,28 @@ def conv_net(seed=0, *, classes=5, scale=10.0, shape=SHAPE, dtype=torch.float32)
         net[-1].weight.mul_(scale)
         net[-1].bias.sub_(net(images(64, seed, shape=shape)).mean(dim=0))  # every class has its images
     return net.to(dtype)
+
+
+@cache
+def digits_net(seed=0):
+    """LeNet trained on digits for 5 epochs, frozen, with the 360 test images and their labels.
+
+    Made once and shared by all tests of a process.
+    """
+    train, test = data.digits("train").batched(32), data.digits("test")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = models.lenet(shape=train.shape)
+        optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+        for epoch in range(5):
+            for x, y in shuffled(train, seed * 1_000_003 + epoch):
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+    net.eval().requires_grad_(False)
+    x, y = next(test.batched(360).batches(torch.arange(360)))
+    assert (predictions(net, x) == y).float().mean() > 0.85  # a net that learnt nothing shows nothing
+    return net, x, y
 
 
 class Linear(nn.Module):

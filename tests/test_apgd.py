@@ -251,8 +251,7 @@ def lenet5(shared_data, name):
     return net.eval().requires_grad_(False)
 
 
-@each_make
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0)])
+@pytest.mark.parametrize(("make", "norm", "eps"), [(apgd_ce, "linf", 0.1), (apgd_dlr, "l2", 1.0)])
 def test_against_torchattacks_on_mnist(make, norm, eps, shared_data, mnist_root):
     """As many of 100 images fall, within 3: over four seeds either's count varies by up to 3."""
     from torchvision.datasets import MNIST

@@ -14,6 +14,11 @@ SIX = {  # name -> (image shape, parameters at seven classes)
     "torchvision/resnet50": ((3, 64, 64), 25_557_032 - 993 * 2049),
     "torchvision/vit_b_16": ((3, 32, 32), 86_567_656 - 993 * 769 - (14 * 14 - 2 * 2) * 768),
 }
+LIGHT = (
+    "lenet",
+    "resnet18",
+    "torchvision/efficientnet_b0",
+)  # the others' files are of a third of a gigabyte
 
 
 @pytest.fixture(scope="module", params=SIX)
@@ -61,6 +66,7 @@ def test_it_is_attacked_for_two_steps(built):
     assert (attacked.softmax(1).amax(1) < clean.softmax(1).amax(1)).all()
 
 
+@pytest.mark.parametrize("built", LIGHT, indirect=True)
 def test_it_survives_a_file(built, tmp_path):
     _, net, x = built
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Certificates: nothing that any attack or any point of the ball does may cross them."""
 
 import math
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ RADII = {"linf": (0.01, 0.04, 0.15), "l2": (0.05, 0.3, 1.0)}
 
 
 @pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(32))
+@pytest.mark.parametrize("seed", range(16))
 def test_no_point_of_the_ball_contradicts_a_certificate(seed, norm):
-    """32 nets × 2 norms × 2 certificates × 3 images × ~1,000 points × 3 comparisons: more than 10⁶."""
+    """16 nets × 2 norms × 2 certificates × 3 images × ~2,000 points × 3 comparisons: more than 10⁶."""
     net, x, eps = random_net(seed), images(3, seed), RADII[norm][seed % 3]
-    candidates = points(net, x, eps, norm, many=1100, seed=seed)
+    candidates = points(net, x, eps, norm, many=2200, seed=seed)
     for certificate in (ibp(eps=eps, norm=norm), crown(eps=eps, norm=norm)):
         wrong, compared = violations(net, certificate(net, x), x, candidates)
-        assert compared > 9000 and wrong == 0, certificate
+        assert compared > 18000 and wrong == 0, certificate
 
 
 @pytest.mark.parametrize("norm", RADII)
@@ -64,8 +65,7 @@ def test_a_huge_budget_gives_one_part_in_k_and_no_nan(norm, eps, make):
 
 
 @pytest.mark.parametrize("make", [ibp, crown])
-@pytest.mark.parametrize("norm", RADII)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("seed", "norm"), zip(range(8), cycle(RADII)))  # every kind of net
 def test_an_image_gets_the_same_alone_and_in_any_batch(seed, norm, make):
     net, certificate = random_net(seed), make(eps=RADII[norm][1], norm=norm)
     x = images(7, seed)

@@ -205,9 +205,9 @@ def test_a_closed_pipe_ends_quietly():
     assert done.communicate()[1] == b"" and done.returncode in (1, 128 + signal.SIGPIPE)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"NO_COLOR": "1", "COLUMNS": "20"}])
-def test_letters_that_the_terminal_does_not_have_are_spelt_out(environment):
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | environment}
+def test_letters_that_the_terminal_does_not_have_are_spelt_out():
+    poor = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": "20"}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | poor}
     done = program("list", **options)
     out, error = done.communicate()
     assert (done.returncode, error) == (0, b"") and b"conf" in out

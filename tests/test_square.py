@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torchattacks
-from torch.nn import functional as F
 
-from nets import Counting, confidence, conv_net, images, lead, predictions
+from nets import Counting, confidence, conv_net, digits_net, images, lead, predictions
 from poise import InputError
 from poise.attacks import square_moves
 from poise.attacks.square import square
@@ -20,9 +19,7 @@ from poise.attacks.square_confidence import (
     square_random_confidence,
     square_underconfidence,
 )
-from poise.data.published import digits
 from poise.draws import Draw
-from poise.models.networks import lenet
 
 KEEPING = [
     square_underconfidence,
@@ -48,23 +45,6 @@ def attack_of(make, norm="linf", queries=QUERIES, **options):
 def length(delta, norm):
     order = {"linf": math.inf, "l2": 2}[norm]
     return torch.linalg.vector_norm(delta.double().flatten(1), ord=order, dim=1)
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A LeNet trained on digits for a moment, and the 360 test images."""
-    train, test = digits("train"), digits("test")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = lenet(shape=(1, 8, 8))
-        x, y = train.pixels.float() / train.scale, train.y
-        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-        for _ in range(8):
-            for part in torch.randperm(len(x)).split(64):
-                optimiser.zero_grad()
-                F.cross_entropy(net(x[part]), y[part]).backward()
-                optimiser.step()
-    return net.eval(), test.pixels.float() / test.scale, test.y
 
 
 @every
@@ -226,9 +206,9 @@ def test_square_stops_once_misclassified_and_goes_on_till_then():
 
 @pytest.mark.parametrize("norm", EPS)
 def test_under_lowers_and_over_raises_every_confidence_or_leaves_it_and_stops_where_it_should(
-    norm, trained
+    norm,
 ):
-    net, x, labels = trained
+    net, x, labels = digits_net()
     x, labels = x[:120], labels[:120]
     y = predictions(net, x)
     clean = confidence(net, x, y)
@@ -251,8 +231,8 @@ def test_under_lowers_and_over_raises_every_confidence_or_leaves_it_and_stops_wh
 
 
 @pytest.mark.parametrize("norm", EPS)
-def test_random_confidences_are_aimed_at_and_come_nearer_for_every_image(norm, trained):
-    net, x, _ = trained
+def test_random_confidences_are_aimed_at_and_come_nearer_for_every_image(norm):
+    net, x, _ = digits_net()
     x = x[:120]
     y = predictions(net, x)
     attack = square_random_confidence(eps={"linf": 0.2, "l2": 1.2}[norm], norm=norm, queries=80)
@@ -284,14 +264,12 @@ def source_window(x, side, u, v):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.12), ("l2", 0.6)])
-def test_success_is_torchattacks_s_with_the_source_s_moves_and_no_less_with_ours(
-    norm, eps, trained, monkeypatch
-):
+def test_success_is_torchattacks_s_with_the_source_s_moves_and_no_less_with_ours(norm, eps, monkeypatch):
     """Robust accuracy after 100 queries, mean of 3 seeds on 200 images.
 
     Torchattacks puts one square on the whole batch: its seeds scatter by 0.035, the mean of three by 0.02.
     """
-    net, x, y = trained
+    net, x, y = digits_net()
     x, y = x[:200], y[:200]
 
     def robust(attacks):
