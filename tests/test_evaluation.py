@@ -148,7 +148,7 @@ def test_evaluation_works_where_gradients_are_off(mode):
 
 # however the data is cut
 
-CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=8) for name in ATTACKS} | {
+CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=5, queries=20) for name in ATTACKS} | {
     "pgd from a random start": attacks.pgd(eps=0.1, steps=5, random_start=True),
     "dropout of half": attacks.dropout(eps=0.1, steps=5, keep_fraction=0.5),
     "in l2": attacks.confsmooth(eps=0.5, steps=5, norm="l2"),
@@ -156,9 +156,8 @@ CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=8) for name in ATTACKS} | {
 
 
 @pytest.mark.parametrize("attack", CUT.values(), ids=CUT)
-@pytest.mark.parametrize("seed", range(2))
-def test_results_do_not_depend_on_how_the_data_is_cut(attack, seed):
-    whole, *cuts = (evaluate(net(seed), digits(20, size), attack, seed=seed) for size in (64, 7, 1))
+def test_results_do_not_depend_on_how_the_data_is_cut(attack):
+    whole, *cuts = (evaluate(net(1), digits(10, size), attack, seed=1) for size in (64, 4, 1))
     for cut in cuts:
         assert torch.equal(cut.y, whole.y)
         for name in ("clean", "attacked", "linf", "l2", "wasserstein", "ssim", "x", "x_adv"):

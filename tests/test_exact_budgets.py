@@ -54,7 +54,7 @@ def offered(name, norm):
 
 
 CASES = [(name, norm) for norm in BALLS for name in ATTACKS if offered(name, norm)]
-BLACK = {"queries": 40}
+BLACK = {"queries": 16}
 
 
 @every_dtype
@@ -165,9 +165,8 @@ KEEPING = [name for name in ATTACKS if "margin" in inspect.signature(ATTACKS[nam
 
 
 @pytest.mark.parametrize("name", KEEPING)
-@pytest.mark.parametrize("seed", range(3))
-def test_labels_hold_in_float64_where_the_logits_are_coarse(name, seed):
-    net, x = Coarse(seed), images(40, seed, shape=(1, 16, 16))
+def test_labels_hold_in_float64_where_the_logits_are_coarse(name):
+    net, x = Coarse(0), images(40, shape=(1, 16, 16))
     options = {"eps": 0.3, "step": 0.02, "steps": 60, "queries": 100, "keep": "best"}
     with torch.no_grad():
         y = net(x).argmax(dim=1)
