@@ -29,6 +29,7 @@ EPS = {"linf": 0.06, "l2": 0.6, "l1": 4.0}
 STEPS = 5
 RANDOM = {
     "dropout",
+    "noise",
     "pgd-random_start",
     "apgd_ce-random_start",
     "apgd_dlr-random_start",
@@ -479,6 +480,7 @@ REFUSED = {
     "overshoot": [-0.1, math.nan],
     "candidates": [1, "10"],
     "restarts": [0, -1, 2.5],
+    "tries": [0, -1, 2.5],
 }
 
 

@@ -452,5 +452,6 @@ def test_heading_is_known_for_every_attack_of_the_table():
         "square_overconfidence": up,
         "square_max_miscalibration": truth,
         "square_random_confidence": unknown,
+        "noise": down,
     }
     assert signs | expected == signs

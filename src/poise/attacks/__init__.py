@@ -21,6 +21,7 @@ from poise.attacks.deepfool import deepfool
 from poise.attacks.descent import Descent
 from poise.attacks.dropout import dropout, dropout_accumulated, dropout_cited, dropout_rescaled
 from poise.attacks.fgsm import fgsm
+from poise.attacks.noise import noise
 from poise.attacks.pgd import pgd
 from poise.attacks.pgd_bisect import pgd_bisect
 from poise.attacks.square import square
@@ -56,6 +57,7 @@ ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "square_overconfidence": square_overconfidence,
     "square_max_miscalibration": square_max_miscalibration,
     "square_random_confidence": square_random_confidence,
+    "noise": noise,
 }
 READINGS: Mapping[str, Callable[..., Attack]] = {  # other readings of the paper
     "dropout_accumulated": dropout_accumulated,
@@ -117,6 +119,7 @@ __all__ = [
     "factory",
     "fgsm",
     "max_miscalibration",
+    "noise",
     "overconfidence",
     "pgd",
     "pgd_bisect",
