@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         rules,
         threat,
     )
+    from poise.auditing.auditor import audit
     from poise.evaluation import evaluate
     from poise.records import Records
     from poise.training import load, train
@@ -40,6 +41,7 @@ __all__ = [
     "Records",
     "adversarial_sets",
     "attacks",
+    "audit",
     "certify",
     "compat",
     "curves",
@@ -62,6 +64,7 @@ __all__ = [
 
 _NAMES = {
     "Records": "poise.records",
+    "audit": "poise.auditing.auditor",
     "evaluate": "poise.evaluation",
     "load": "poise.training",
     "train": "poise.training",

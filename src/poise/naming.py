@@ -122,6 +122,23 @@ def number(text: str, *, whole: bool = False) -> float:
         raise ValueError(f"{kind} is needed, got {text!r}") from None
 
 
+def seconds(text: str) -> float:
+    """A time as people write it: 90, 90s, 30m or 2h.
+
+    Raises:
+        InputError: it is none.
+
+    >>> seconds("90"), seconds("30m"), seconds("1.5h")
+    (90.0, 1800.0, 5400.0)
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}
+    digits = text.strip().lower()
+    try:
+        return float(digits.rstrip("smh")) * unit.get(digits[-1:], 1)
+    except ValueError:
+        raise InputError(f"a time such as 90s, 30m or 2h is needed, got {text!r}") from None
+
+
 def plain(text: str, *, width: int | None = None) -> str:
     r"""The text on one line: what cannot be printed is spelt out, the middle of a long one left out.
 

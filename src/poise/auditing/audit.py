@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from poise import labels, models, store, training
 from poise.attacks import Attack
@@ -30,8 +30,21 @@ PROBE = 16  # images on which every attack is run once more, watched
 EXAMPLES = 8  # images kept for pictures
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A network, what to call it, the facts that tell it from every other, and what it was trained on.
+
+    `seen` are the marks of those images (`ImageSet.marks`), where they are known.
+    """
+
+    net: nn.Module
+    who: str
+    facts: Mapping[str, Any]
+    seen: Tensor | None = None
+
+
 def audit(
-    model: str,
+    model: str | nn.Module | Loaded,
     data: ImageSet,
     attacks: Mapping[str, Attack],
     out: str | Path,
@@ -43,6 +56,7 @@ def audit(
     held_out: ImageSet | None = None,
     seed: int = 0,
     probe: int = PROBE,
+    watched: Collection[str] | None = None,
     devices: int | None = None,
     accelerator: str = "auto",
     progress: Progress = silent,
@@ -54,7 +68,7 @@ def audit(
     before is read first, and refused where it is not what was written.
 
     Args:
-        model: a training run's folder, or the name of a model whose `weights` are given.
+        model: a training run's folder, the name of a model whose `weights` are given, or a network.
         data: the images.
         attacks: by the names that they get in tables.
         out: the run folder.
@@ -65,7 +79,8 @@ def audit(
         recalibrate: one of RECALIBRATIONS, fitted first on `held_out`; the attacks see the result.
         held_out: images that are not in `data`.
         seed: of the attacks' draws.
-        probe: images on which every attack is run once more, watched, for `poise.diagnostics`; 0 for none.
+        probe: images on which attacks are run once more, watched, for `poise.diagnostics`; 0 for none.
+        watched: the names of those attacks, by default all.
         devices: so many GPUs work, each with a copy of the model; all in sight by default.
         accelerator: "auto", "cpu" or "cuda".
         progress: told how far each attack is.
@@ -78,11 +93,12 @@ def audit(
     """
     folder = Path(out)
     _check_names(attacks)
-    net, facts = _load_model(model, data, weights, code, class_map)
-    data, matched = match_labels(net, data, given=class_map, who=model)
+    if not isinstance(model, Loaded):
+        model = loaded(model, data, weights=weights, code=code, class_map=class_map)
+    net, facts = model.net, dict(model.facts)
+    data, matched = match_labels(net, data, given=class_map, who=model.who)
     if held_out is not None:
-        held_out, _ = match_labels(net, held_out, given=class_map, who=model)
-    seen = read_marks(Path(weights or f"{model}/model.safetensors").expanduser())
+        held_out, _ = match_labels(net, held_out, given=class_map, who=model.who)
     homes = choose_devices(net, devices=devices, accelerator=accelerator)
     net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
     if recalibrate is not None:
@@ -123,9 +139,12 @@ def audit(
             _attack(net, data, attack, folder / name, devices=homes, seed=seed, progress=progress)
         else:
             progress(name, len(data), len(data), "done before")
-    if probe and (left or not {*attacks} <= {*store.read_job(folder).get("diagnosed", [])}):
-        fits = fit_findings(net, data, class_map=matched.get("class_map"), seen=seen, held_out=held_out)
-        _diagnose(net, data, attacks, folder, probe, fits)
+    looked_at = {name: attack for name, attack in attacks.items() if watched is None or name in watched}
+    if probe and (left or not {*looked_at} <= {*store.read_job(folder).get("diagnosed", [])}):
+        fits = fit_findings(
+            net, data, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out
+        )
+        _diagnose(net, data, looked_at, folder, probe, fits)
     return folder
 
 
@@ -209,6 +228,23 @@ def _recalibrate(net: nn.Module, method: str, held_out: ImageSet | None) -> Reca
         raise InputError(f"recalibration by {method} needs held-out images")
     model = Recalibrated(net, fit(*logits_of(net, held_out))).eval()
     return model.to(next(net.parameters(), torch.empty(0)).device)
+
+
+def loaded(
+    model: str | nn.Module,
+    data: ImageSet,
+    *,
+    weights: str | Path | None = None,
+    code: str | None = None,
+    class_map: labels.Given | None = None,
+) -> Loaded:
+    """The network that `audit` attacks; arguments and refusals are its."""
+    if isinstance(model, nn.Module):
+        facts = {"model": type(model).__name__, "defense": None, "weights": models.fingerprint(model)}
+        return Loaded(model, "the model", facts)
+    net, facts = _load_model(model, data, weights, code, class_map)
+    seen = read_marks(Path(weights or f"{model}/model.safetensors").expanduser())
+    return Loaded(net, model, facts, seen)
 
 
 def _load_model(

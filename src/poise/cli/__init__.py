@@ -19,6 +19,7 @@ from tyro.conf import Positional, arg
 
 from poise import __version__
 from poise.checks import InputError, check_number
+from poise.cli.audit import audit
 from poise.cli.compare import compare
 from poise.cli.evaluate import evaluate
 from poise.cli.parsing import check_out, parse
@@ -90,6 +91,7 @@ def download(data: Positional[Annotated[str, arg(metavar="DATA")]], *, root: Pat
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "audit": audit,
     "evaluate": evaluate,
     "train": train,
     "compare": compare,

@@ -1,0 +1,349 @@
+"""`poise.audit`: the worst case of one model or several, kept in a folder, and what it says."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from poise import data as sets
+from poise import labels, store
+from poise.attacks import Attack
+from poise.auditing import pairs
+from poise.auditing.answers import Evidence, Seen, answers
+from poise.auditing.audit import Loaded, loaded, set_aside
+from poise.auditing.audit import audit as attack_all
+from poise.auditing.fitting import fitted
+from poise.auditing.outcome import Audit, Model
+from poise.auditing.suite import EPS, LEFT_OUT, Part, Size, budgets, gives_gradients, size_named, suite
+from poise.auditing.timing import estimate
+from poise.checks import InputError, check_count, check_number
+from poise.data import ImageSet
+from poise.given import pair
+from poise.progress import Progress, silent
+from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
+from poise.report.reading import records_of
+from poise.shapes import Images, Labels
+
+THRESHOLD = 0.5
+CLEAN = 0.9  # the mean confidence of right answers to compare at
+LEAST = 100  # images below which a time limit takes steps away first
+FEWEST = 10  # steps
+LONGER = 10  # times the steps, on a sample
+
+Given = str | nn.Module
+Data = str | ImageSet | Iterable[tuple[Images, Labels]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What every model of one audit is put to."""
+
+    data: ImageSet
+    held_out: ImageSet | None
+    epsilons: tuple[float, ...]
+    size: Size
+    threshold: float
+    seed: int
+    several: bool
+    options: Mapping[str, Any]  # of `auditing.audit.audit`: devices, progress and the like
+
+
+def audit(
+    model: Given | Sequence[Given] | Mapping[str, Given],
+    data: Data,
+    *,
+    threshold: float = THRESHOLD,
+    eps: float | Sequence[float] = EPS,
+    size: str = "quick",
+    out: str | Path | None = None,
+    images: int | None = None,
+    held_out: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    weights: str | Path | None = None,
+    code: str | None = None,
+    class_map: labels.Given | None = None,
+    devices: int | None = None,
+    accelerator: str = "auto",
+    progress: Progress = silent,
+    on_choice: Callable[[str], object] = lambda text: None,
+) -> Audit:
+    """What can be done to the confidence of a model's answers: the worst case of a suite of attacks.
+
+    With several models they are compared as well. The same call with the same `out` goes on where it was
+    stopped. The images on which the temperature is fitted are set aside first and not attacked.
+
+    Args:
+        model: whatever `poise.models.load` takes, a run folder or a network; or several of them, by name
+            or in a list.
+        data: whatever `poise.data.load` takes, an image set, or batches (x in [0, 1], y).
+        threshold: the confidence from which on an answer is trusted; others are referred to a person.
+        eps: the budgets: by how much every pixel may change, in units of [0, 1].
+        size: "quick", "standard" or "thorough"; `poise.auditing.suite.table()` says what they do.
+        out: the folder for the records; by default they are not kept.
+        images: attack so many, where not as many as the size has.
+        held_out: images to fit the temperature on, by default a third and at most 500.
+        time_limit: seconds; the most images and steps that fit are taken, by tries on the first images.
+        seed: of the attacks' draws and of the choice of images.
+        weights: a file of weights, for one model given by its name.
+        code: the model's name once more, for a run whose model is code or a download.
+        class_map: the model's class, by its name or number, for some of the data's.
+        devices: so many GPUs; all in sight by default.
+        accelerator: "auto", "cpu" or "cuda".
+        progress: told how far each attack is.
+        on_choice: told what was chosen to meet the time limit.
+
+    Raises:
+        InputError: as `poise.models.load`, `poise.data.load`; a threshold or budget that cannot be; `out`
+            holds another audit.
+    """
+    check_number("threshold", threshold, 0, 1, hint="it is a confidence")
+    epsilons = budgets([eps] if isinstance(eps, int | float) else list(eps))
+    chosen, models = size_named(size), _named(model)
+    if images is not None:
+        check_count("images", images, 1)
+    source = _images(data, seed)
+    held, source = set_aside(source, held_out, seed=seed) if len(source) > 2 else (None, source)
+    wanted = images or chosen.images
+    source = source.subset(None if wanted is None else min(wanted, len(source)), seed=seed)
+    nets = {
+        name: loaded(given, source, weights=weights, code=code, class_map=class_map)
+        for name, given in models.items()
+    }
+    options = {
+        "class_map": class_map,
+        "devices": devices,
+        "accelerator": accelerator,
+        "progress": progress,
+        "seed": seed,
+    }
+    asked = Asked(
+        data=source,
+        held_out=held,
+        epsilons=epsilons,
+        size=chosen,
+        threshold=threshold,
+        seed=seed,
+        several=len(nets) > 1,
+        options=options,
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "audit" if out is None else Path(out)
+        asked = _within(asked, nets, folder, size, time_limit, on_choice)
+        return _audited(asked, nets, folder, kept=out is not None)
+
+
+def _within(
+    asked: Asked,
+    nets: Mapping[str, Loaded],
+    folder: Path,
+    size: str,
+    time_limit: float | None,
+    on_choice: Callable[[str], object],
+) -> Asked:
+    """The audit's folder, and what is asked once the time limit has had its say: the first time only."""
+    whole = asked.data
+    job = {
+        "kind": "suite",
+        "models": {name: dict(net.facts) for name, net in nets.items()},
+        "data": whole.name,
+        "images": len(whole),
+        "fingerprint": whole.fingerprint(),
+        "held_out": None if asked.held_out is None else asked.held_out.fingerprint(),
+        "classes": list(whole.classes),
+        "eps": list(asked.epsilons),
+        "size": size,
+        "seed": asked.seed,
+        "time_limit": time_limit,
+    }
+    store.open_run(folder, job)
+    if time_limit is None:
+        return asked
+    check_number("time_limit", time_limit, 1, hint="in seconds")
+    known = store.read_job(folder).get("chosen")
+    if known is None:
+        known = _choice(asked, nets, time_limit)
+        with store.writing(folder):
+            store.note(folder, chosen=known)
+    images, steps, queries = (int(known[name]) for name in ("images", "steps", "queries"))
+    on_choice(
+        f"to end within {time_limit / 60:.3g} min: {images} of {len(whole)} images, {steps} steps, "
+        f"{queries} queries"
+    )
+    fewer = replace(asked.size, steps=steps, queries=queries, images=images)
+    return replace(asked, data=whole.subset(images, seed=asked.seed), size=fewer)
+
+
+def _choice(asked: Asked, nets: Mapping[str, Loaded], seconds: float) -> dict[str, int]:
+    """As many images as fit; where that is fewer than LEAST, fewer steps and queries first."""
+    each = 0.0  # seconds an image
+    for net in nets.values():
+        attacks, _ = _attacks(asked, net)
+        few, _ = fitted(net.net, asked.data, given=asked.options["class_map"], who=net.who)
+        each += sum(cost.seconds for cost in estimate(net.net, few, attacks, seed=asked.seed).costs)
+    each *= 1.5 if asked.several else 1.2  # the main attack again: recalibrated, and longer on a sample
+    fits, most, size = seconds / max(each, 1e-9), len(asked.data), asked.size
+    least = min(LEAST, most)
+    share = min(1.0, max(fits / least, FEWEST / size.steps))
+    images = max(1, min(most, int(fits / share)))
+    return {
+        "images": images,
+        "steps": max(min(FEWEST, size.steps), int(size.steps * share)),
+        "queries": max(1, int(size.queries * share)),
+    }
+
+
+def _audited(asked: Asked, nets: Mapping[str, Loaded], folder: Path, *, kept: bool) -> Audit:
+    models, candidates = [], []
+    for number, (name, net) in enumerate(nets.items(), start=1):
+        model, candidate = _one(asked, name, net, folder, number)
+        models.append(model)
+        candidates.append(candidate)
+    content = store.read_job(folder)
+    result = Audit(
+        models=models,
+        pairs=pairs.pairs(candidates, threshold=asked.threshold),
+        threshold=asked.threshold,
+        epsilons=asked.epsilons,
+        asked={**content["job"], "attacked": len(asked.data), "size_of": vars(asked.size)},
+        made={key: content[key] for key in ("versions", "commit", "device", "threads", "started")},
+    )
+    if kept:
+        with store.writing(folder):
+            store.write_json(folder / "audit.json", result.content)
+    return result
+
+
+def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tuple[Model, pairs.Candidate]:
+    """One model attacked, recalibrated and attacked again, and for a while longer."""
+    attacks, parts = _attacks(asked, net)
+    last = [part.key for part in parts if part.eps == asked.epsilons[-1]]
+    place = folder / str(number)
+    run = attack_all(net, asked.data, attacks, place, watched=last, **asked.options)
+    evidence = {pairs.RAW: _evidence(run, parts)}
+    main = [part for part in parts if part.name == _main(parts)]
+    scales = _scales(asked, net)
+    for grounds, k in scales.items():
+        if grounds == pairs.SCALE or asked.several:
+            again = _scaled(asked, net, k, main, folder / f"{number}-{grounds.replace(' ', '-')}")
+            evidence[grounds] = again
+    slack = _slack(asked, net, evidence[pairs.RAW], main[-1], folder / f"{number}-longer")
+    recalibrated = evidence.get(pairs.SCALE)
+    gradients = len(main) and main[0].name == "auto"
+    findings = store.read_job(run).get("findings", [])
+    model = Model(
+        name=name,
+        folder=place.name,
+        evidence=evidence[pairs.RAW],
+        found=answers(evidence[pairs.RAW], threshold=asked.threshold),
+        recalibrated=[] if recalibrated is None else answers(recalibrated, threshold=asked.threshold),
+        k=scales.get(pairs.SCALE),
+        slack=slack,
+        left_out=() if gradients else (LEFT_OUT,),
+        findings=findings,
+    )
+    return model, pairs.Candidate(name, evidence, slack)
+
+
+def _attacks(asked: Asked, net: Loaded) -> tuple[dict[str, Attack], tuple[Part, ...]]:
+    parts = suite(asked.epsilons, asked.size, gradients=gives_gradients(net.net, asked.data))
+    return {part.key: part.attack for part in parts}, parts
+
+
+def _main(parts: Sequence[Part]) -> str:
+    """The strongest attack there is: what recalibrated models and longer runs are put to."""
+    names = [part.name for part in parts]
+    return "auto" if "auto" in names else "square_underconfidence"
+
+
+def _scales(asked: Asked, net: Loaded) -> dict[str, float]:
+    """The multipliers of the logits: of least NLL, and of one clean confidence; those that there are."""
+    if asked.held_out is None:
+        return {}
+    held, _ = fitted(net.net, asked.held_out, given=asked.options["class_map"], who=net.who)
+    z, y = logits_of(net.net, held)
+    right = z[z.argmax(dim=1) == y]
+    fits: dict[str, Callable[[], float]] = {
+        pairs.SCALE: lambda: float(temperature(z, y).k),
+        pairs.CONFIDENCE: lambda: k_for_confidence(right, CLEAN),
+    }
+    found = {}
+    for grounds, fit in fits.items():
+        with suppress(InputError):  # all answers right, one constant output: there is no such scale
+            found[grounds] = fit()
+    return found
+
+
+def _scaled(asked: Asked, net: Loaded, k: float, main: Sequence[Part], folder: Path) -> Evidence:
+    """What the main attack does to k·z."""
+    scaled = Recalibrated(net.net, Scale(k).to(next(net.net.parameters(), torch.empty(0)).device)).eval()
+    of_scaled = replace(net, net=scaled, facts={**net.facts, "k": k})
+    run = attack_all(
+        of_scaled, asked.data, {part.key: part.attack for part in main}, folder, probe=0, **asked.options
+    )
+    return _evidence(run, main)
+
+
+def _slack(asked: Asked, net: Loaded, evidence: Evidence, last: Part, folder: Path) -> float:
+    """What LONGER times the steps of the main attack change on a sample, at the largest budget."""
+    size, n = asked.size, len(asked.data)
+    places = np.unique(np.linspace(0, n - 1, min(size.longer, n)).astype(np.int64))
+    more = replace(size, steps=LONGER * size.steps, queries=LONGER * size.queries)
+    parts = [
+        part for part in suite((last.eps,), more, gradients=last.name == "auto") if part.name == last.name
+    ]
+    sample = asked.data.take(torch.from_numpy(places))
+    run = attack_all(net, sample, {p.key: p.attack for p in parts}, folder, probe=0, **asked.options)
+    return pairs.slack(evidence, _evidence(run, parts), places, threshold=asked.threshold)
+
+
+def _evidence(run: Path, parts: Sequence[Part]) -> Evidence:
+    """What the records of a run folder hold of these attacks; one at a time is in memory."""
+    content = store.read_job(run)
+    found: dict[str, dict[float, list[Seen]]] = {what: {} for what in ("under", "noise", "over", "flipped")}
+    y, clean = torch.empty(0), None
+    for part in parts:
+        _, records = records_of(run / part.key, content)
+        if clean is None:
+            y, clean = records.y, Seen.of(records.clean, records.y)
+        found[part.what].setdefault(part.eps, []).append(Seen.of(records.attacked, records.y))
+    assert clean is not None
+    return Evidence(y=y.numpy(), classes=content["job"]["classes"], clean=clean, **found)
+
+
+def _named(model: Given | Sequence[Given] | Mapping[str, Given]) -> dict[str, Given]:
+    """The models by name, no two alike."""
+    if isinstance(model, Mapping):
+        return dict(model)
+    several = [model] if isinstance(model, str | nn.Module) else list(model)
+    if not several:
+        raise InputError("name at least one model: poise audit MODEL --data D")
+    names = [Path(m).name if isinstance(m, str) else type(m).__name__ for m in several]
+    if len({*names}) < len(names):
+        names = [str(m) if isinstance(m, str) else name for m, name in zip(several, names, strict=True)]
+    return {
+        name if names.count(name) == 1 else f"{name} {number}": each
+        for number, (name, each) in enumerate(zip(names, several, strict=True), start=1)
+    }
+
+
+def _images(data: Data, seed: int) -> ImageSet:
+    """The images; batches are kept as they are, in memory."""
+    if isinstance(data, str):
+        return sets.load(data, seed=seed)
+    if isinstance(data, ImageSet):
+        return data
+    parts = [pair(batch) for batch in data]
+    if not parts:
+        raise InputError("there are no images to audit: the batches are empty")
+    x, y = (torch.cat([part[place].detach().cpu() for part in parts]) for place in (0, 1))
+    classes = tuple(str(label) for label in range(int(y.max()) + 1))
+    return ImageSet("the images given", x, y.long(), classes, scale=1, batch_size=len(parts[0][1]))

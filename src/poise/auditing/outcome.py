@@ -1,0 +1,201 @@
+"""What an audit found: a value with its sentence, its tables and its JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from poise.auditing import answers, pairs
+from poise.auditing.answers import Answer, Evidence
+from poise.auditing.intervals import UNKNOWN, Number
+from poise.auditing.pairs import RAW, TELLS_NOT, Pair
+from poise.auditing.suite import spelled
+
+SCHEMA = 1  # of `Audit.content`; docs/audit.md says what the fields are
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One model of an audit.
+
+    Attributes:
+        name: as pages show it, no two alike.
+        folder: of its records.
+        evidence: what was seen of it, for pictures.
+        found: every number of it.
+        recalibrated: the same numbers once its temperature is fitted on held-out images and it is attacked
+            again; empty where there is no such temperature.
+        k: that multiplier of its logits, or None.
+        slack: what ten times the steps changed in the share of trusted answers, on a sample.
+        left_out: what of the suite could not be run, in words.
+        findings: what makes its numbers doubtful, as `poise.diagnostics` has them.
+    """
+
+    name: str
+    folder: str
+    evidence: Evidence
+    found: Sequence[Answer]
+    recalibrated: Sequence[Answer] = ()
+    k: float | None = None
+    slack: float = 0.0
+    left_out: Sequence[str] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
+
+    def number(
+        self, question: str, eps: float = 0.0, of: str = "", *, recalibrated: bool = False
+    ) -> Number:
+        """The answer to one question; unknown where it was not asked."""
+        found = self.recalibrated if recalibrated else self.found
+        asked = (question, eps, of)
+        return next((a.number for a in found if (a.question, a.eps, a.of) == asked), UNKNOWN)
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """What an audit found of one model or several.
+
+    Attributes:
+        models: in the order in which they were given.
+        pairs: each two of them compared.
+        threshold: from which on an answer is trusted.
+        epsilons: the budgets, rising.
+        asked: the data, images, classes, size, seed and what else was asked.
+        made: versions, device, time.
+    """
+
+    models: Sequence[Model]
+    pairs: Sequence[Pair]
+    threshold: float
+    epsilons: Sequence[float]
+    asked: Mapping[str, Any]
+    made: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """What a person has to know, in a few plain sentences."""
+        eps = self.epsilons[-1]
+        return " ".join([*(_of_model(self, m, eps) for m in self.models), *_of_pairs(self, eps)])
+
+    def frame(self) -> pl.DataFrame:
+        """Every number: model, question, eps, of (a class), estimate, low, high, n, count, recalibrated."""
+        parts = []
+        for model in self.models:
+            for found, flag in ((model.found, False), (model.recalibrated, True)):
+                if found:
+                    table = answers.frame(model.name, found)
+                    parts.append(table.with_columns(pl.lit(flag).alias("recalibrated")))
+        return pl.concat(parts)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of it as plain values, by version SCHEMA; null where nothing is known."""
+        plain = {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "threshold": self.threshold,
+            "epsilons": list(self.epsilons),
+            "asked": dict(self.asked),
+            "made": dict(self.made),
+            "models": [
+                {
+                    "name": m.name,
+                    "folder": m.folder,
+                    "k": m.k,
+                    "slack": m.slack,
+                    "left_out": list(m.left_out),
+                    "findings": [dict(finding) for finding in m.findings],
+                    "answers": [_flat(answer) for answer in m.found],
+                    "recalibrated": [_flat(answer) for answer in m.recalibrated],
+                }
+                for m in self.models
+            ],
+            "pairs": pairs.frame(self.pairs).to_dicts() if self.pairs else [],
+        }
+        known: dict[str, Any] = _known(plain)
+        return known
+
+    def to_json(self) -> str:
+        """`content` as text."""
+        return json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def counted(number: Number) -> str:
+    """A share as people read it.
+
+    >>> from poise.auditing.intervals import share
+    >>> counted(share([True] * 127 + [False] * 28))
+    '127 of 155 (82 %, 75–87 %)'
+    """
+    if not number.n or number.count is None:
+        return "none of 0"
+    ends = f"{_percent(number.low)}–{_percent(number.high)} %"
+    return f"{number.count} of {number.n} ({_percent(number.estimate)} %, {ends})"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _of_model(audit: Audit, model: Model, eps: float) -> str:
+    kept, trusted = model.number("trusted_kept", eps), model.number("trusted")
+    if not kept.n:
+        return f"{model.name} has no right answer with a confidence of {audit.threshold:g} or more."
+    lost = trusted.n and kept.n - (kept.count or 0)
+    text = (
+        f"{model.name}: of {kept.n} right answers with a confidence of {audit.threshold:g} or more, "
+        f"{kept.count} ({_percent(kept.estimate)} %, {_percent(kept.low)}–{_percent(kept.high)} %) keep it "
+        f"when every pixel may change by {spelled(eps)} of its range; {lost} can be pushed below it while "
+        "the answer stays right"
+    )
+    noise = model.number("trusted_kept_in_noise", eps)
+    text += f" (random noise of that size: {noise.n - (noise.count or 0)})." if noise.n else "."
+    again = model.number("trusted_kept", eps, recalibrated=True)
+    if again.n:
+        same = abs(again.estimate - kept.estimate) <= max(
+            kept.high - kept.estimate, again.high - again.estimate
+        )
+        changes = "changes nothing that can be told from chance" if same else "changes that"
+        text += f" Recalibration {changes}: {counted(again)}."
+    return text
+
+
+def _of_pairs(audit: Audit, eps: float) -> list[str]:
+    """For each two models who holds more: where all grounds agree that a change of scale cannot win."""
+    said = []
+    for first, second in dict.fromkeys((pair.first, pair.second) for pair in audit.pairs):
+        found = [p for p in audit.pairs if (p.first, p.second, p.eps) == (first, second, eps)]
+        fair = [pair for pair in found if pair.grounds != RAW] or found
+        who = {pair.holds for pair in fair}
+        if who == {TELLS_NOT}:
+            said.append(f"Between {first} and {second} these images cannot tell which holds more.")
+        elif len(who) == 1:
+            shown = fair[-1]
+            off = shown.difference
+            points = "–".join(_percent(v) for v in sorted((abs(off.low), abs(off.high))))
+            said.append(
+                f"{who.pop()} holds more: {shown.grounds} it keeps {_percent(abs(off.estimate))} points "
+                f"more of its trusted answers ({points}), and on all other fair grounds too."
+            )
+        else:
+            each = "; ".join(f"{pair.grounds} {pair.holds}" for pair in fair)
+            said.append(f"Which of {first} and {second} holds more depends on the grounds: {each}.")
+    return said
+
+
+def _flat(answer: Answer) -> dict[str, Any]:
+    plain = asdict(answer)
+    return {**{name: plain[name] for name in ("question", "eps", "of")}, **plain["number"]}
+
+
+def _known(value: Any) -> Any:
+    """The value with None for every number that is none."""
+    if isinstance(value, dict):
+        return {name: _known(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

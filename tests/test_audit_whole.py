@@ -1,0 +1,216 @@
+"""`poise.audit` on nets that train in a second: what it keeps, resumes, compares and says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import poise
+from poise import InputError
+from poise.auditing import auditor, outcome, pairs, suite
+from poise.auditing.answers import Evidence, Seen
+from poise.data import ImageSet
+from poise.recalibration import Recalibrated, Scale
+
+TINY = suite.Size(images=40, steps=4, queries=10, tries=2, longer=6)
+EPS = (0.05, 0.1)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Two classes told apart by brightness, with some noise: a linear net learns them nearly."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(90) % 2
+    level = 0.45 + 0.1 * y[:, None, None, None] + 0.2 * torch.randn(90, 1, 4, 4, generator=generator)
+    pixels = (255 * level.clamp(0, 1)).round().to(torch.uint8)
+    return ImageSet("grey", pixels, y, ("dark", "bright"), batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def net(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-2.0], [2.0]]).expand(2, 16))
+        model[1].bias.copy_(torch.tensor([16.0, -16.0]))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setitem(suite.SIZES, "quick", TINY)
+    monkeypatch.setattr("poise.auditing.intervals.RESAMPLES", 100)
+
+
+@pytest.fixture(scope="module")
+def result(images, net, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(suite.SIZES, "quick", TINY)
+        patch.setattr("poise.auditing.intervals.RESAMPLES", 100)
+        folder = tmp_path_factory.mktemp("audit") / "run"
+        models = {"plain": net, "flat": Recalibrated(net, Scale(0.2))}
+        return folder, models, poise.audit(models, images, eps=EPS, out=folder, threshold=0.6)
+
+
+def test_numbers_are_as_worked_out_from_the_net(result, images):
+    _, _, found = result
+    model = found.models[0]
+    trusted = model.number("trusted")
+    assert trusted.n == 40 == found.asked["attacked"]
+    kept = [model.number("trusted_kept", eps).estimate for eps in (0.0, *EPS)]
+    assert kept[0] == 1 and kept[0] >= kept[1] >= kept[2]
+    # the worst case of a linear net: every pixel towards the other class, as far as the label allows
+    clean = model.evidence.clean
+    lead = np.log(clean.top / (1 - clean.top))
+    lowest = np.maximum(lead - 4 * 16 * EPS[0], 0)  # pixels at 0 or 1 cannot all move: none is lower
+    assert (model.evidence.under[EPS[0]][0].top >= 1 / (1 + np.exp(-lowest)) - 1e-3).all()
+
+
+def test_a_change_of_scale_cannot_win(result):
+    _, _, found = result
+    grounds = {pair.grounds: pair.holds for pair in found.pairs if pair.eps == EPS[0]}
+    assert grounds[pairs.SCALE] == grounds[pairs.CONFIDENCE] == pairs.TELLS_NOT
+    assert {*grounds} == {pairs.RAW, pairs.SCALE, pairs.CONFIDENCE, pairs.REFERRAL}
+    assert "cannot tell" in found.verdict
+
+
+def test_the_same_call_goes_on_and_finds_the_same(result, images, monkeypatch):
+    folder, models, found = result
+    monkeypatch.setattr("poise.auditing.audit._attack", None)  # nothing is attacked again
+    again = poise.audit(models, images, eps=EPS, out=folder, threshold=0.6)
+    assert again.to_json() == found.to_json()
+    assert json.loads((folder / "audit.json").read_text()) == json.loads(found.to_json())
+    lower = poise.audit(
+        models, images, eps=EPS, out=folder, threshold=0.5
+    )  # another reading of the records
+    assert lower.models[0].number("trusted").count >= found.models[0].number("trusted").count
+
+
+def test_another_audit_in_the_folder_is_refused(result, images):
+    folder, models, _ = result
+    with pytest.raises(InputError, match="another configuration"):
+        poise.audit(models, images, eps=0.2, out=folder)
+
+
+def test_the_verdict_counts_and_says_the_budget(result):
+    _, _, found = result
+    kept = found.models[0].number("trusted_kept", EPS[-1])
+    assert f"of {kept.n} right answers with a confidence of 0.6 or more, {kept.count} (" in found.verdict
+    assert "0.1 of its range" in found.verdict
+
+
+def test_the_frame_and_the_json_hold_the_same_numbers(result):
+    _, _, found = result
+    content = json.loads(found.to_json())
+    lines = sum(len(m["answers"]) + len(m["recalibrated"]) for m in content["models"])
+    assert found.frame().height == lines
+    first = content["models"][0]["answers"][0]
+    assert first["question"] == "trusted" and first["n"] == 40 and content["schema"] == outcome.SCHEMA
+
+
+class Opaque(nn.Module):
+    """A model whose answers carry no gradient."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x).detach()
+
+
+def test_a_model_without_gradients_gets_the_black_box_part(images, net):
+    found = poise.audit(Opaque(net), images, eps=0.1, images=20)
+    assert found.models[0].left_out == (suite.LEFT_OUT,)
+    assert found.models[0].number("trusted_kept", 0.1).n > 0
+    assert found.models[0].number("accuracy", 0.1).n == 20
+
+
+def test_batches_of_a_loader_will_do(images, net):
+    batches = [(x, y) for x, y in images]
+    found = poise.audit(net, batches, eps=0.1, images=20)
+    same = poise.audit(net, images, eps=0.1, images=20)
+    assert found.models[0].number("confidence", 0.1) == same.models[0].number("confidence", 0.1)
+
+
+def test_a_time_limit_chooses_images_and_steps_once(images, net, tmp_path):
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auditor, "_choice", lambda *_: {"images": 12, "steps": 3, "queries": 5})
+        poise.audit(net, images, eps=0.1, out=tmp_path / "a", time_limit=60, on_choice=said.append)
+        patch.setattr(auditor, "_choice", None)  # what was chosen stands
+        found = poise.audit(net, images, eps=0.1, out=tmp_path / "a", time_limit=60, on_choice=said.append)
+    assert found.asked["attacked"] == 12
+    assert said == ["to end within 1 min: 12 of 40 images, 3 steps, 5 queries"] * 2
+
+
+def test_a_short_time_takes_steps_before_images_become_few(images, net, monkeypatch):
+    size = replace(TINY, steps=40, queries=100)
+    asked = auditor.Asked(
+        data=images, held_out=None, epsilons=(0.1,), size=size, threshold=0.5, seed=0, several=False,
+        options={"class_map": None},
+    )  # fmt: skip
+    loaded = {"net": auditor.loaded(net, images)}
+    cost = type("Cost", (), {"seconds": 1.0 / 1.2 / 7})
+    monkeypatch.setattr(auditor, "estimate", lambda *_, **__: type("E", (), {"costs": [cost] * 7}))
+    assert auditor._choice(asked, loaded, 1000)["images"] == 90
+    assert auditor._choice(asked, loaded, 1000)["steps"] == 40
+    assert auditor._choice(asked, loaded, 45) == {"images": 90, "steps": 20, "queries": 50}
+    assert auditor._choice(asked, loaded, 9) == {"images": 36, "steps": 10, "queries": 25}
+
+
+def seen(*tops):
+    p = np.array(tops)
+    return Seen.of(np.stack([p, 1 - p], axis=1), np.zeros(len(p), dtype=int))
+
+
+def test_at_equal_referral_rate_both_refer_the_same_share():
+    rng = np.random.default_rng(0)
+    tops = [0.5 + 0.5 * rng.random(100), 0.5 + 0.2 * rng.random(100)]
+    both = tuple(Evidence(np.zeros(100, dtype=int), "ab", seen(*top), {}) for top in tops)
+    thresholds = pairs.equal_referral(both, 0.7)
+    rates = [(top < threshold).mean() for top, threshold in zip(tops, thresholds, strict=True)]
+    assert rates[0] == rates[1] == round(np.mean([(top < 0.7).mean() for top in tops]), 2)
+
+
+def test_a_difference_within_the_attacks_slack_tells_nothing():
+    number = pairs.Number(0.1, 0.05, 0.15, 100)
+    pair = pairs.Pair("a", "b", pairs.RAW, 0.1, (number, number), number, slack=0.0)
+    assert (pair.holds, replace(pair, slack=0.12).holds) == ("a", pairs.TELLS_NOT)
+
+
+def test_slack_is_what_a_longer_run_adds():
+    y = np.zeros(4, dtype=int)
+    whole = Evidence(y, "ab", seen(0.9, 0.9, 0.9, 0.55), {0.1: [seen(0.8, 0.8, 0.6, 0.55)]})
+    longer = Evidence(y[:3], "ab", seen(0.9, 0.9, 0.9), {0.1: [seen(0.8, 0.6, 0.8)]})
+    found = pairs.slack(whole, longer, np.array([0, 1, 2]), threshold=0.7)
+    assert found == pytest.approx(1 / 3)  # two of three stayed, then one
+
+
+def test_names_of_models_differ():
+    assert [*auditor._named([nn.Flatten(), nn.Flatten()])] == ["Flatten 1", "Flatten 2"]
+    assert [*auditor._named(["a/net", "b/net"])] == ["a/net", "b/net"]
+
+
+def test_the_command_prints_the_verdict(tmp_path, capsys, monkeypatch):
+    from poise.cli import main
+
+    code = tmp_path / "own.py"
+    code.write_text(
+        "from torch import nn\n"
+        "def net(classes, shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))\n"
+    )
+    out = tmp_path / "run"
+    main(
+        ["audit", f"{code}:net", "--data", "digits", "--images", "12", "--eps", "2/255", "--out", str(out)]
+    )
+    said = capsys.readouterr().out
+    assert "audit.json" in said and json.loads((out / "audit.json").read_text())["epsilons"] == [2 / 255]
+    with pytest.raises(SystemExit):
+        main(["audit", "--data", "digits"])
