@@ -34,6 +34,7 @@ def evaluate(
     seed: int = 0,
     examples: int = 8,
     on_batch: Callable[[int], object] = lambda images: None,
+    on_records: Callable[[Records], object] = lambda records: None,
     devices: Devices = (),
     certificate: Certificate | None = None,
 ) -> Records:
@@ -52,6 +53,7 @@ def evaluate(
         seed: of the attack's draws.
         examples: how many images to keep in the records.
         on_batch: called with the number of images done in each batch.
+        on_records: called with the records of each batch, in order, for who keeps them at once.
         devices: deal the batches out to these, a thread and a copy of the model each; the attack is
             then called from several threads, and autocast around this call does not reach them. By
             default, the model runs where it lies.
@@ -73,6 +75,7 @@ def evaluate(
             if certificate is not None:
                 check_bracket(part, certificate, first=done)
             done += len(part)
+            on_records(part)
             yield part
             on_batch(len(part))
 

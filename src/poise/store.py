@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
@@ -128,7 +129,7 @@ def leave(folder: Path, files: Mapping[str, bytes], **facts: Any) -> None:
         InputError: the disk is full, or the folder cannot be written any more.
     """
     with writing(folder):
-        note(folder, **facts, files={name: _digest(content) for name, content in files.items()})
+        note(folder, **facts, files={name: digest(content) for name, content in files.items()})
         for name, content in files.items():
             _write_bytes(folder / name, content)
 
@@ -170,6 +171,23 @@ def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) 
         earlier = {name: then.get(name) for name in now}
         note(folder, **now, earlier=[*then.get("earlier", []), earlier])
     return differ
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder: no other command is at work in it meanwhile.
+
+    The system lets go of it when this process ends, however it does.
+
+    Raises:
+        InputError: another command holds it.
+    """
+    with writing(folder), (folder / ".lock").open("a") as stream:
+        if sys.platform != "win32" and not _lock(stream.fileno()):
+            raise InputError(
+                f"another command is at work in {str(folder)!r}: wait for its end, or name another --out"
+            )
+        yield
 
 
 @contextmanager
@@ -279,7 +297,8 @@ def replacement(path: Path) -> Iterator[Path]:
         shutil.rmtree(beside)
 
 
-def _digest(content: bytes) -> str:
+def digest(content: bytes) -> str:
+    """The SHA-256 of bytes, 16 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -340,11 +359,15 @@ def _device(device: torch.device | None) -> str:
 
 
 def _commit() -> str | None:
+    return _commit_at(Path(__file__).parents[2])
+
+
+@cache  # git takes longer than a small attack
+def _commit_at(root: Path) -> str | None:
     """The commit of poise's own checkout, with a + where it was changed; None outside one.
 
     A project that poise is installed into is not asked: git would run what that one's settings name.
     """
-    root = Path(__file__).parents[2]
     own = root / "pyproject.toml"
     if not (root / ".git").exists() or not own.is_file():
         return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from poise import labels, models, store, training
 from poise.attacks import Attack
 from poise.auditing.fitting import check_shape, fit_findings, match_labels
+from poise.auditing.kept import Kept
 from poise.auditing.timing import Estimate, Timed, estimate
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
@@ -23,6 +26,7 @@ from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
+from poise.records import Records
 from poise.report import read
 from poise.training.outcome import read_finished, read_marks
 
@@ -64,8 +68,8 @@ def audit(
 ) -> Path:
     """Attack the model and leave the records in the run folder `out`, a folder an attack.
 
-    The same call again goes on after the last whole attack; more attacks can join later. What was done
-    before is read first, and refused where it is not what was written.
+    Records are kept every half a minute, and the same call again goes on from there; more attacks can
+    join later. What was done before is read first, and refused where it is not what was written.
 
     Args:
         model: a training run's folder, the name of a model whose `weights` are given, or a network.
@@ -89,7 +93,7 @@ def audit(
 
     Raises:
         InputError: a model that is not there or does not fit the data, `out` holds another run or a
-            damaged one, devices that are not there, or the disk is full.
+            damaged one or another command is at work there, devices that are missing, or a full disk.
     """
     folder = Path(out)
     _check_names(attacks)
@@ -116,36 +120,39 @@ def audit(
         "seed": seed,
     }
     store.open_run(folder, job, device=homes[0])
-    if "source" not in store.read_job(folder):
-        with store.writing(folder):
-            store.note(folder, source=data.told)
-    if isinstance(net, Recalibrated):
-        with store.writing(folder):
-            store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
-    key = store.key_of(job)
-    for name, attack in attacks.items():
-        own = {"kind": "attack", "attack": repr(attack), "of": key}
-        store.open_run(folder / name, own, device=homes[0])
-    left = {
+    fits = partial(fit_findings, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out)
+    with store.alone(folder):
+        if "source" not in store.read_job(folder):
+            with store.writing(folder):
+                store.note(folder, source=data.told)
+        if isinstance(net, Recalibrated):
+            with store.writing(folder):
+                store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
+        for name, attack in attacks.items():
+            part = {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
+            store.open_run(folder / name, part, device=homes[0])
+        left = _left(folder, attacks)
+        if len(left) < len(attacks):
+            read(folder)
+        store.check_room(folder, len(left) * _size(data))
+        if left and on_estimate is not None:
+            on_estimate(estimate(net, data, left, devices=homes, watched=probe, seed=seed))
+        for name, attack in attacks.items():
+            if name in left:
+                _attack(net, data, attack, folder / name, devices=homes, seed=seed, progress=progress)
+            else:
+                progress(name, len(data), len(data), "done before")
+        looked_at = {name: attack for name, attack in attacks.items() if watched is None or name in watched}
+        if probe and (left or not {*looked_at} <= {*store.read_job(folder).get("diagnosed", [])}):
+            _diagnose(net, data, looked_at, folder, probe, fits(net, data))
+    return folder
+
+
+def _left(folder: Path, attacks: Mapping[str, Attack]) -> dict[str, Attack]:
+    """The attacks that have not ended."""
+    return {
         name: attack for name, attack in attacks.items() if not (folder / name / "records.parquet").exists()
     }
-    if len(left) < len(attacks):
-        read(folder)
-    store.check_room(folder, len(left) * _size(data))
-    if left and on_estimate is not None:
-        on_estimate(estimate(net, data, left, devices=homes, watched=probe, seed=seed))
-    for name, attack in attacks.items():
-        if name in left:
-            _attack(net, data, attack, folder / name, devices=homes, seed=seed, progress=progress)
-        else:
-            progress(name, len(data), len(data), "done before")
-    looked_at = {name: attack for name, attack in attacks.items() if watched is None or name in watched}
-    if probe and (left or not {*looked_at} <= {*store.read_job(folder).get("diagnosed", [])}):
-        fits = fit_findings(
-            net, data, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out
-        )
-        _diagnose(net, data, looked_at, folder, probe, fits)
-    return folder
 
 
 def set_aside(data: ImageSet, images: int | None = None, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -169,23 +176,35 @@ def _attack(
     seed: int,
     progress: Progress,
 ) -> None:
-    done = 0
+    kept, began = Kept(part), store.circumstances(devices[0])  # not those of a call that was stopped
+    before, done = kept.seconds, kept.images
+    if done and (differ := store.join(part, device=devices[0], devices=len(devices))):
+        then, now = (", ".join(words) for words in zip(*differ, strict=True))
+        warnings.warn(f"{str(part)!r} was on {then} and goes on with {now}", stacklevel=3)
 
-    def on_batch(images: int) -> None:
+    def on_records(records: Records) -> None:
         nonlocal done
-        done += images
+        kept.add(records, before + sum(timed.times))
+        done += len(records)
         progress(part.name, done, len(data))
 
-    began = store.circumstances(devices[0])  # not those of a call that was stopped
-    progress(part.name, 0, len(data))
+    progress(part.name, done, len(data))
     timed = Timed(attack)
-    records = evaluate(net, data, timed, seed=seed, examples=EXAMPLES, on_batch=on_batch, devices=devices)
-    facts = {"seconds": sum(timed.times), "notes": timed.notes, "devices": len(devices)}
+    try:
+        if done < len(data):
+            left, more = data.batches(torch.arange(done, len(data))), max(0, EXAMPLES - done)
+            evaluate(net, left, timed, seed=seed, examples=more, on_records=on_records, devices=devices)
+    except BaseException:
+        kept.write()  # an interrupt loses nothing
+        raise
+    facts = {"seconds": kept.seconds, "notes": timed.notes, "devices": len(devices)}
+    records = kept.whole()
     files = {
         "images.safetensors": store.tensor_bytes({"x": records.x, "x_adv": records.x_adv}),
         "records.parquet": store.frame_bytes(records.frame()),
     }
     store.leave(part, files, **began, **facts)
+    kept.clear()
 
 
 def _size(data: ImageSet) -> int:
