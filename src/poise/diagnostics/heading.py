@@ -14,13 +14,13 @@ NEAR, SURE, AIMED = 0.1, 0.99, 0.01  # lead in logits, confidence and distance w
 
 
 def gradient_free(attack: Attack) -> bool:
-    """Whether the attack is black-box: it counts queries, not gradients.
+    """Whether the attack is black-box: it counts queries or tries, not gradients.
 
     >>> from poise.attacks import auto, square
     >>> gradient_free(square()), gradient_free(auto())
     (True, False)
     """
-    return hasattr(attack, "queries")
+    return hasattr(attack, "queries") or hasattr(attack, "tries")
 
 
 def heading(attack: Attack, clean: Probabilities, right: Mask) -> PerSample | None:
