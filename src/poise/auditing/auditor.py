@@ -225,7 +225,7 @@ def _audited(asked: Asked, nets: Mapping[str, Loaded], folder: Path, *, kept: bo
 def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tuple[Model, pairs.Candidate]:
     """One model attacked, recalibrated and attacked again, and for a while longer."""
     attacks, parts = _attacks(asked, net)
-    last = [part.key for part in parts if part.eps == asked.epsilons[-1]]
+    last = [part.key for part in parts if part.eps == asked.epsilons[-1] and part.name != "noise"]
     place = folder / str(number)
     run = attack_all(net, asked.data, attacks, place, watched=last, **asked.options)
     evidence = {pairs.RAW: _evidence(run, parts)}

@@ -31,10 +31,10 @@ from poise.progress import bars
 
 
 def demo(*, out: Path = Path("demo")) -> None:
-    """Train, attack and report on embedded digits: the whole story in about a minute.
+    """Train two nets on embedded digits and audit both: the whole story in about a minute.
 
     Args:
-        out: Folder for the runs and the report.
+        out: Folder for the runs, the audit and the report.
     """
     check_out(out)
     import torch
@@ -43,8 +43,9 @@ def demo(*, out: Path = Path("demo")) -> None:
 
     torch.set_num_threads(1)  # two threads on nets this small only wait for each other
     with bars() as progress:
-        audits = demo(out, progress=progress)
-    show(audits, out)
+        found = demo(out, progress=progress)
+    show([out / "audit" / model.folder for model in found.models], out)
+    print(found.verdict)
 
 
 def report(
