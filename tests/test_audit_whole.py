@@ -155,7 +155,7 @@ def test_a_short_time_takes_steps_before_images_become_few(images, net, monkeypa
         data=images, held_out=None, epsilons=(0.1,), size=size, threshold=0.5, seed=0, several=False,
         options={"class_map": None},
     )  # fmt: skip
-    loaded = {"net": auditor.loaded(net, images)}
+    loaded = {"net": auditor.load_model(net, images)}
     cost = type("Cost", (), {"seconds": 1.0 / 1.2 / 7})
     monkeypatch.setattr(auditor, "estimate", lambda *_, **__: type("E", (), {"costs": [cost] * 7}))
     assert auditor._choice(asked, loaded, 1000)["images"] == 90

@@ -44,7 +44,7 @@ def key_of(job: Json) -> str:
     True
     """
     text = json.dumps(job, sort_keys=True, separators=(",", ":"))
-    return _digest(text.encode())
+    return digest(text.encode())
 
 
 def file_hash(file: Path) -> str:

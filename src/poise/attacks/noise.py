@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import torch
 
+from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import accepted, check_finite, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.draws import Draw
-from poise.given import logits_in
-from poise.modes import ask, evaluating
+from poise.modes import ask, evaluating, logits_in
 from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Model, PerSample, per_image
 from poise.threat import Ball, held
@@ -26,7 +26,8 @@ class Noise:
     eps at every pixel (L∞), a random direction (L2), all on one pixel (L1). `tries` + 1 forwards.
     """
 
-    uses_labels: ClassVar[bool] = False
+    aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="lower")
+    uses_labels = property(takes_true_labels)
 
     ball: Ball
     eps: float

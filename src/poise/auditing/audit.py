@@ -98,7 +98,7 @@ def audit(
     folder = Path(out)
     _check_names(attacks)
     if not isinstance(model, Loaded):
-        model = loaded(model, data, weights=weights, code=code, class_map=class_map)
+        model = load_model(model, data, weights=weights, code=code, class_map=class_map)
     net, facts = model.net, dict(model.facts)
     data, matched = match_labels(net, data, given=class_map, who=model.who)
     if held_out is not None:
@@ -249,7 +249,7 @@ def _recalibrate(net: nn.Module, method: str, held_out: ImageSet | None) -> Reca
     return model.to(next(net.parameters(), torch.empty(0)).device)
 
 
-def loaded(
+def load_model(
     model: str | nn.Module,
     data: ImageSet,
     *,

@@ -18,18 +18,18 @@ from poise import labels, store
 from poise.attacks import Attack
 from poise.auditing import pairs
 from poise.auditing.answers import Evidence, Seen, answers
-from poise.auditing.audit import Loaded, loaded, set_aside
+from poise.auditing.audit import Loaded, load_model, set_aside
 from poise.auditing.audit import audit as attack_all
-from poise.auditing.fitting import fitted
+from poise.auditing.fitting import match_labels
 from poise.auditing.outcome import Audit, Model
 from poise.auditing.suite import EPS, LEFT_OUT, Part, Size, budgets, gives_gradients, size_named, suite
 from poise.auditing.timing import estimate
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
-from poise.given import pair
+from poise.modes import pair
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
-from poise.report.reading import records_of
+from poise.report.runs import records_of
 from poise.shapes import Images, Labels
 
 THRESHOLD = 0.5
@@ -115,7 +115,7 @@ def audit(
     wanted = images or chosen.images
     source = source.subset(None if wanted is None else min(wanted, len(source)), seed=seed)
     nets = {
-        name: loaded(given, source, weights=weights, code=code, class_map=class_map)
+        name: load_model(given, source, weights=weights, code=code, class_map=class_map)
         for name, given in models.items()
     }
     options = {
@@ -187,7 +187,7 @@ def _choice(asked: Asked, nets: Mapping[str, Loaded], seconds: float) -> dict[st
     each = 0.0  # seconds an image
     for net in nets.values():
         attacks, _ = _attacks(asked, net)
-        few, _ = fitted(net.net, asked.data, given=asked.options["class_map"], who=net.who)
+        few, _ = match_labels(net.net, asked.data, given=asked.options["class_map"], who=net.who)
         each += sum(cost.seconds for cost in estimate(net.net, few, attacks, seed=asked.seed).costs)
     each *= 1.5 if asked.several else 1.2  # the main attack again: recalibrated, and longer on a sample
     fits, most, size = seconds / max(each, 1e-9), len(asked.data), asked.size
@@ -268,7 +268,7 @@ def _scales(asked: Asked, net: Loaded) -> dict[str, float]:
     """The multipliers of the logits: of least NLL, and of one clean confidence; those that there are."""
     if asked.held_out is None:
         return {}
-    held, _ = fitted(net.net, asked.held_out, given=asked.options["class_map"], who=net.who)
+    held, _ = match_labels(net.net, asked.held_out, given=asked.options["class_map"], who=net.who)
     z, y = logits_of(net.net, held)
     right = z[z.argmax(dim=1) == y]
     fits: dict[str, Callable[[], float]] = {

@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from poise import attacks
-from poise.attacks import Attack
+from poise.attacks import Attack, run
 from poise.attacks.common import check_differentiable, gradient_of
 from poise.auditing.timing import passes
 from poise.checks import InputError, check_number
 from poise.data import ImageSet
-from poise.given import called, logits_in
-from poise.modes import differentiable
+from poise.modes import called, differentiable, logits_in
 from poise.naming import lookup
 
 EPS = tuple(n / 255 for n in (1, 2, 4, 8))
@@ -165,7 +164,7 @@ def table() -> pl.DataFrame:
                 if hasattr(part.attack, "queries"):
                     there += size.queries
                     continue
-                forwards, backwards = passes(part.attack)
+                forwards, backwards = passes(partial(run, part.attack))
                 there, back = there + forwards, back + backwards
             box = "white box" if gradients else "black box"
             rows.append((name, box, size.images, size.steps, size.queries, there, back))
