@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,22 @@ def test_the_frame_and_the_json_hold_the_same_numbers(result):
     assert found.frame().height == lines
     first = content["models"][0]["answers"][0]
     assert first["question"] == "trusted" and first["n"] == 40 and content["schema"] == outcome.SCHEMA
+
+
+def test_the_json_is_of_its_schema_and_every_field_is_documented(result, tmp_path):
+    folder, _, _ = result
+    content = outcome.read_content(folder / "audit.json")
+    documented = (Path(__file__).parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    for name, fields in outcome.FIELDS.items():
+        parts = {"audit": [content], "models": content["models"], "pairs": content["pairs"]}
+        parts["answers"] = [answer for model in content["models"] for answer in model["answers"]]
+        assert parts[name] and all(part.keys() == fields.keys() for part in parts[name])
+        assert all(f"`{field}`" in documented for field in fields)
+    assert all(f"`{answer['question']}`" in documented for answer in parts["answers"])
+    for change in ({"schema": 2}, {"threshold": "high"}, {"models": [{}]}):
+        (tmp_path / "audit.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(InputError):
+            outcome.read_content(tmp_path / "audit.json")
 
 
 class Opaque(nn.Module):

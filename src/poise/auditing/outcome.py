@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,8 +16,52 @@ from poise.auditing.answers import Answer, Evidence
 from poise.auditing.intervals import UNKNOWN, Number
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.auditing.suite import spelled
+from poise.checks import InputError
+from poise.job_file import COUNT, FINDINGS, NUMBER, TEXT, TEXTS, Kind, check_fields, or_none, read_json
 
 SCHEMA = 1  # of `Audit.content`; docs/audit.md says what the fields are
+
+_MANY: Kind = ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(e, dict) for e in v))
+_ONE: Kind = ("an object", lambda v: isinstance(v, dict))
+_SHARE: Kind = or_none(NUMBER)
+FIELDS: Mapping[str, Mapping[str, Kind]] = {  # of the whole, and of the objects in its lists
+    "audit": {
+        "schema": COUNT,
+        "verdict": TEXT,
+        "threshold": NUMBER,
+        "epsilons": ("a list of numbers", lambda v: isinstance(v, list) and all(map(NUMBER[1], v))),
+        "asked": _ONE,
+        "made": _ONE,
+        "models": _MANY,
+        "pairs": _MANY,
+    },
+    "models": {
+        "name": TEXT,
+        "folder": TEXT,
+        "k": _SHARE,
+        "slack": NUMBER,
+        "left_out": TEXTS,
+        "findings": FINDINGS,
+        "answers": _MANY,
+        "recalibrated": _MANY,
+    },
+    "answers": {
+        "question": TEXT,
+        "eps": NUMBER,
+        "of": TEXT,
+        "estimate": _SHARE,
+        "low": _SHARE,
+        "high": _SHARE,
+        "n": COUNT,
+        "count": or_none(COUNT),
+    },
+    "pairs": {
+        **dict.fromkeys(("first", "second", "grounds", "holds"), TEXT),
+        **dict.fromkeys(("eps", "slack"), NUMBER),
+        **dict.fromkeys(("kept_by_first", "kept_by_second", "difference", "low", "high"), _SHARE),
+        "n": COUNT,
+    },
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +167,26 @@ class Audit:
     def to_json(self) -> str:
         """`content` as text."""
         return json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_content(file: str | Path) -> dict[str, Any]:
+    """The `content` of an audit in its audit.json, every field of its kind.
+
+    Raises:
+        InputError: no such file, one of another version, or a field that is missing or of another kind.
+    """
+    file = Path(file)
+    content = read_json(file)
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{str(file)!r} is of schema {content.get('schema')!r}, and {SCHEMA} is read here")
+    check_fields(file, content, FIELDS["audit"])
+    for name in ("models", "pairs"):
+        for part in content[name]:
+            check_fields(file, part, FIELDS[name])
+    for model in content["models"]:
+        for answer in [*model["answers"], *model["recalibrated"]]:
+            check_fields(file, answer, FIELDS["answers"])
+    return content
 
 
 def counted(number: Number) -> str:
