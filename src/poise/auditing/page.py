@@ -1,0 +1,478 @@
+"""The audit's page for who decides: one HTML file without network or script; Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+from poise import store
+from poise.auditing import drawings
+from poise.auditing.answers import LOST, Evidence, worst
+from poise.auditing.drawings import Drawing, Line, counted, percent, shown
+from poise.auditing.intervals import Number
+from poise.auditing.outcome import Audit, Model
+from poise.auditing.pairs import TELLS_NOT, Pair
+from poise.auditing.suite import spelled
+from poise.checks import InputError
+from poise.report import escaping
+from poise.report.tables import Table
+
+AFFECTED = 10  # images shown of a model
+CLASSES = 20  # shown of a model, the most affected ones
+FEW = 3  # models of which every pair is shown at once
+ROOM = 3_800_000  # letters that pictures may take
+LIMIT = 5_000_000  # bytes of the page
+
+QUESTIONS = {  # in the order of the table, in words
+    "accuracy": "right answers, of all",
+    "trusted": "right and trusted answers, of all",
+    "trusted_kept": "of the right and trusted answers: still trusted",
+    "trusted_kept_in_noise": "of the right and trusted answers: still trusted in random noise",
+    "needless": "right answers not trusted (needless referrals)",
+    "missed": "wrong answers trusted (missed referrals)",
+    "pushed_above": "wrong answers that were not trusted, pushed above the threshold",
+    "confidence": "mean confidence",
+    "confidence_in_noise": "mean confidence in random noise",
+    "confidence_of_right": "mean confidence of right answers",
+    "stable": "R: right answers that no attack changed (an upper estimate)",
+    "bound": "(1 + R) / 2: the most that the mean confidence of right answers can be",
+    "ece": "ECE, 15 bins",
+    "brier": "Brier score",
+    "nll": "negative log-likelihood",
+    "aurc": "AURC",
+    "auroc": "AUROC of errors",
+}
+KEPT = "Right and trusted answers that stay trusted"
+LOOKS = ("attack", "noise", "third")  # of lines, in the page's style
+DECIMAL = ("ece", "brier", "nll", "aurc", "auroc")  # no shares
+LIMITS = (
+    "It speaks of these images and others of their kind: not of another device, place or year.",
+    "The worst case is the worst that was found. There may be worse: true losses are at least these.",
+    "Only changes within the bound were tried: no turned, blurred or foreign images, no faulty sensor.",
+    "The ranges tell what other images of the same kind would change. They do not allow for wrong labels, "
+    "nor for how the model would have come out of another training.",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Affected:
+    """One of the most affected images.
+
+    Attributes:
+        file: its name, or what tells it from the others.
+        label: the true class.
+        answer: the model's, which the change keeps.
+        before, after: its confidence.
+        clean, attacked: pixels (c, h, w) in [0, 1].
+    """
+
+    file: str
+    label: str
+    answer: str
+    before: float
+    after: float
+    clean: ArrayLike
+    attacked: ArrayLike
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the three numbers of the first screen: its name, itself, and a sentence that counts."""
+
+    name: str
+    number: Number
+    told: str
+
+
+def html(audit: Audit, affected: Mapping[str, Sequence[Affected]] | None = None) -> str:
+    """The page, everything inside it, under 5 MB.
+
+    Args:
+        audit: what is told.
+        affected: by the model's name, its most affected images; see `most_affected`.
+
+    Raises:
+        InputError: so many models that their numbers alone are more.
+    """
+    pictures = affected or {}
+    room = ROOM // max(1, 3 * sum(len(images[:AFFECTED]) for images in pictures.values()))
+    views = [_view(audit, model, pictures.get(model.name, ()), room) for model in audit.models]
+    text = _render("page.html", _told, models=views, **_context(audit))
+    if (size := len(text.encode())) > LIMIT:
+        raise InputError(
+            f"a page of {len(audit.models)} models takes {size / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: "
+            "audit fewer models at once"
+        )
+    return text
+
+
+def lead(audit: Audit) -> tuple[str, str]:
+    """The verdict in one line, and in one plain sentence more."""
+    eps, first = audit.epsilons[-1], audit.models[0]
+    if (k := len(first.evidence.classes)) * audit.threshold <= 1:
+        return f"A threshold of {percent(audit.threshold)} says nothing here.", (
+            f"With {k} classes no confidence can be below {percent(1 / k)}, so that every answer is "
+            "trusted, whatever the image. Audit again with a higher threshold."
+        )
+    if len(audit.models) > 1:
+        return _leader(audit), (
+            f"{len(audit.models)} models on the same {len(first.evidence.y)} images: for each image the "
+            "most harmful small change was sought that leaves the answer as it is."
+        )
+    kept = first.number("trusted_kept", eps)
+    if not kept.n:
+        return "This model is not trusted even before any change.", (
+            f"None of its right answers has a confidence of {percent(audit.threshold)} or more."
+        )
+    few, half = (1 - share for share in LOST.values())
+    word = "holds" if kept.low >= few else "does not hold" if kept.high <= half else "holds only in part"
+    noise = first.number("trusted_kept_in_noise", eps)
+    beside = f" Random noise of that size does it to {_lost(noise)}." if noise.n else ""
+    return f"This model’s confidence {word}.", (
+        f"{_lost(kept).capitalize()} of the {kept.n} right answers that it was trusted with can be made to "
+        f"look doubtful by small changes of the image, though the answer itself stays the same.{beside}"
+    )
+
+
+def _lost(kept: Number) -> str:
+    return str(kept.n - (kept.count or 0)) if kept.count != kept.n else "none"
+
+
+def _leader(audit: Audit) -> str:
+    at = _at_last(audit)
+    for name in (model.name for model in audit.models):
+        mine = [pair for pair in at if name in (pair.first, pair.second)]
+        if mine and all(pair.holds == name for pair in mine):
+            return f"The confidence of {_short(name)} holds more, however they are compared."
+    if all(pair.holds == TELLS_NOT for pair in at):
+        return "These images cannot tell which model’s confidence holds more."
+    if len(audit.models) > 2:
+        return "No model’s confidence holds more than all others’."
+    return "Which model’s confidence holds more depends on how they are compared."
+
+
+def _at_last(audit: Audit) -> list[Pair]:
+    return [pair for pair in audit.pairs if pair.eps == audit.epsilons[-1]]
+
+
+def facts(audit: Audit) -> list[tuple[str, str]]:
+    """What was tested, how far it was changed, when an answer is trusted: in plain words, in experts'."""
+    n, eps = len(audit.models[0].evidence.y), audit.epsilons[-1]
+    return [
+        (f"{n} images of {escaping.plain(str(audit.asked['data']))}", f"n = {n}"),
+        (f"each pixel changed by at most {_level(eps)} of 255 grey levels", f"ε = {spelled(eps)}"),
+        (
+            f"an answer is trusted from a confidence of {100 * audit.threshold:.4g} % on",
+            f"threshold {audit.threshold:.4g}",
+        ),
+    ]
+
+
+def headlines(audit: Audit, model: Model) -> list[Headline]:
+    """The three numbers of the first screen."""
+    eps = audit.epsilons[-1]
+    kept, needless, missed = (model.number(q, eps) for q in ("trusted_kept", "needless", "missed"))
+    before = {question: model.number(question) for question in ("needless", "missed")}
+    stays, sent, believed = (f"{number.count} of {number.n}" for number in (kept, needless, missed))
+    if missed.n:
+        wrong = f"{believed} wrong answers; before the change {before['missed'].count}."
+    elif before["missed"].n:
+        wrong = f"Not tried under changes; before them {before['missed'].count} of {before['missed'].n}."
+    else:
+        wrong = "No answer was wrong, so that none could be."
+    told = (
+        f"{stays} right answers that were trusted before the change."
+        if kept.n
+        else "No right answer was trusted, even before the change.",
+        f"{sent} right answers; before the change {before['needless'].count}."
+        if needless.n
+        else "No answer was right.",
+        wrong,
+    )
+    names = ("Right answers still trusted", "Right answers sent to a person", "Wrong answers trusted")
+    return [Headline(*of) for of in zip(names, (kept, needless, missed), told, strict=True)]
+
+
+def most_affected(evidence: Evidence, eps: float, *, n: int = AFFECTED) -> NDArray[np.int64]:
+    """The places of the right answers that lose the most confidence, the largest loss first."""
+    loss = evidence.clean.top - worst(evidence, evidence.under)[eps].top
+    order = np.argsort(-loss, kind="stable")
+    return np.asarray(order[(evidence.right & (loss > 0))[order]][:n])
+
+
+def curves(model: Model) -> list[Drawing]:
+    """Trusted answers kept, and mean confidence, against the budget: the worst case, noise beside it."""
+    drawn = []
+    for title, question in ((KEPT, "trusted_kept"), ("Mean confidence of all answers", "confidence")):
+        found = {"worst case": _along(model, question)}
+        if model.evidence.noise:
+            found["noise"] = [found["worst case"][0], *_along(model, f"{question}_in_noise")[1:]]
+        drawn.append(_curve(title, found, model))
+    return drawn
+
+
+def together(audit: Audit) -> list[Drawing]:
+    """The trusted answers that each of a few models keeps, in one figure."""
+    if not 1 < len(audit.models) <= FEW:
+        return []
+    found = {escaping.plain(m.name, width=14): _along(m, "trusted_kept") for m in audit.models}
+    return [_curve(KEPT, found, audit.models[0])] if len(found) == len(audit.models) else []
+
+
+def _along(model: Model, question: str) -> list[Number]:
+    return [model.number(question, eps) for eps in (0.0, *model.evidence.epsilons)]
+
+
+def _curve(title: str, found: Mapping[str, Sequence[Number]], model: Model) -> Drawing:
+    at = [0.0, *model.evidence.epsilons]
+    lines = [Line(name, look, numbers) for look, (name, numbers) in zip(LOOKS, found.items(), strict=False)]
+    names, across = [_level(eps) for eps in at], "largest change, of 255 grey levels"
+    return drawings.curves(title, lines, at, names=names, across=across)
+
+
+def distributions(audit: Audit, model: Model) -> list[Drawing]:
+    """Histograms of the confidence and reliability, before and in the worst case."""
+    seen, right = worst(model.evidence, model.evidence.under), model.evidence.right
+    stages = {"before the change": seen[0.0].top, "in the worst case": seen[audit.epsilons[-1]].top}
+    heights = drawings.tallest(stages.values(), right)
+    looks, drawn = dict(zip(stages, ("noise", "attack"), strict=True)), []
+    for of, tops in stages.items():
+        title = f"Answers by confidence, {of}"
+        drawn.append(drawings.histogram(title, tops, right, threshold=audit.threshold, heights=heights))
+    for of, tops in stages.items():
+        title = f"How often answers are right, {of}"
+        drawn.append(drawings.reliability(title, tops, right, look=looks[of]))
+    return drawn
+
+
+def classes(audit: Audit, model: Model) -> list[tuple[str, Number, Number]]:
+    """Of each class, the needless referrals of its images and of the answers that name it, worst first."""
+    eps, rows = audit.epsilons[-1], []
+    for name in model.evidence.classes:
+        of_true, of_named = (model.number(f"needless_by_{of}", eps, name) for of in ("true", "predicted"))
+        if of_true.n or of_named.n:
+            rows.append((name, of_true, of_named))
+    return sorted(rows, key=lambda row: -max(of.estimate if of.n else 0.0 for of in row[1:]))
+
+
+def lost(model: Model) -> list[str]:
+    """At which budgets 5 % and half of the trusted answers are lost, in words."""
+    said, known = [], model.evidence.epsilons
+
+    def end(eps: float) -> str:
+        beyond = " or less" if eps <= known[0] else " or more" if eps >= known[-1] else ""
+        return f"{_level(eps)}{beyond}"
+
+    for question, share in LOST.items():
+        number, of = model.number(question), f"{percent(share)} of the trusted answers"
+        middle, low, high = map(end, (number.estimate, number.low, number.high))
+        if low == high and math.isfinite(number.estimate):
+            said.append(f"{of} are lost at {middle} of 255 grey levels, the end of what was tried.")
+        elif math.isfinite(number.estimate):
+            said.append(f"{of} are lost at {middle} of 255 grey levels (range {low} to {high}).")
+    return said
+
+
+def numbers(model: Model) -> Table:
+    """Every number of a model but those by class: a line a question, a column a budget."""
+    asked = dict.fromkeys(a.question for a in model.found if not a.of and a.question not in LOST)
+    order = [q for q in QUESTIONS if q in asked] + [q for q in asked if q not in QUESTIONS]
+    budgets = sorted({a.eps for a in model.found})
+    rows = [[QUESTIONS.get(q, q), *(_written(q, model.number(q, eps)) for eps in budgets)] for q in order]
+    if model.recalibrated:
+        kept = [model.number("trusted_kept", eps, recalibrated=True) for eps in budgets]
+        rows.append(
+            [f"{QUESTIONS['trusted_kept']} once recalibrated (k = {model.k:.3g})", *map(counted, kept)]
+        )
+    return Table(["", *("unchanged" if not eps else spelled(eps) for eps in budgets)], rows)
+
+
+def summary(audit: Audit) -> Table:
+    """The three numbers of every model."""
+    lines = [
+        [_short(model.name), *(counted(of.number) for of in headlines(audit, model))]
+        for model in audit.models
+    ]
+    return Table(["model", *(of.name.lower() for of in headlines(audit, audit.models[0]))], lines)
+
+
+def comparison(audit: Audit) -> Table:
+    """The pairs of models at the largest budget, each way of comparing a line."""
+    lines = []
+    for pair in _at_last(audit):
+        off, names = pair.difference, (pair.first, pair.second)
+        apart = f"{100 * off.estimate:+.0f} ({100 * off.low:+.0f} to {100 * off.high:+.0f})"
+        kept = [f"{_short(name)}: {shown(of)}" for name, of in zip(names, pair.kept, strict=True)]
+        lines.append([pair.grounds, _short(pair.holds), apart if math.isfinite(off.low) else "-", *kept])
+    return Table(["compared", "holds more", "points apart", "first", "second"], lines, words=2)
+
+
+def league(audit: Audit) -> Table:
+    """For each model, how many of the others it holds more and less than, on each of the grounds."""
+    at, lines = _at_last(audit), []
+    grounds = list(dict.fromkeys(pair.grounds for pair in at))
+    for name in (model.name for model in audit.models):
+        cells = []
+        for ground in grounds:
+            mine = [p for p in at if p.grounds == ground and name in (p.first, p.second)]
+            more, open_ = (sum(p.holds == who for p in mine) for who in (name, TELLS_NOT))
+            cells.append(f"{more} / {len(mine) - more - open_} / {open_}")
+        lines.append([_short(name), *cells])
+    return Table(["model", *grounds], lines)
+
+
+def doubts(audit: Audit) -> list[str]:
+    """What makes the numbers doubtful, the heaviest first, each once with what it is about.
+
+    What could not be run weighs most, then what concerns the most images.
+    """
+    found: dict[str, list[tuple[float, str, str]]] = {}
+    for model in audit.models:
+        name = model.name if len(audit.models) > 1 else ""
+        for text in model.left_out:
+            found.setdefault(text, []).append((math.inf, text, name))
+        for of in model.findings:
+            about = ", ".join(filter(None, (name, of["attack"])))
+            found.setdefault(of["kind"], []).append((of["share"], f"{of['seen']} {of['advice']}", about))
+    lines = []
+    for alike in sorted(found.values(), key=lambda alike: -max(weight for weight, *_ in alike)):
+        _, text, first = max(alike)
+        others = dict.fromkeys(about for *_, about in alike if about != first)
+        lines.append(f"{first}: {text}" if first else text)
+        lines[-1] += f" (Also {'; '.join(others)}.)" if others else ""
+    return [escaping.plain(line) for line in lines]
+
+
+def markdown(audit: Audit) -> str:
+    """The page's numbers in Markdown."""
+    models = [(model.name, numbers(model), lost(model)) for model in audit.models]
+    found = {"summary": summary(audit), "models": models, **_context(audit)}
+    return _render("page.md", lambda value: escaping.markdown(_told(value)), **found)
+
+
+def latex(audit: Audit) -> str:
+    """The page's tables in LaTeX, for the booktabs package."""
+    tables = [("; ".join(f"{words} ({short})" for words, short in facts(audit)), summary(audit))]
+    tables += [("compared", comparison(audit))] if audit.pairs else []
+    tables += [(model.name, numbers(model)) for model in audit.models]
+    return "\n".join(f"% {escaping.plain(name)}\n{table.latex()}" for name, table in tables)
+
+
+def write(
+    audit: Audit,
+    out: str | Path,
+    *,
+    affected: Mapping[str, Sequence[Affected]] | None = None,
+    name: str = "audit",
+) -> Path:
+    """Write NAME.html, NAME.md and NAME.tex into the folder `out`; the page's path.
+
+    Raises:
+        InputError: a full disk, or what `html` refuses.
+    """
+    folder = Path(out)
+    texts = {"md": markdown(audit), "tex": latex(audit), "html": html(audit, affected)}
+    with store.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, text in texts.items():
+            store.write_text(folder / f"{name}.{ending}", text)
+    return folder / f"{name}.html"
+
+
+def _render(template: str, write: Callable[[object], str], **context: object) -> str:
+    """The template with what it tells, each text of it by `write`; markup stays as it is."""
+    environment = Environment(
+        loader=PackageLoader("poise.auditing"),
+        autoescape=template.endswith("html"),
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else write(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers = (percent, counted, spelled, drawings.bar)
+    return environment.get_template(template).render(**{f.__name__: f for f in helpers}, **context)
+
+
+def _context(audit: Audit) -> dict[str, object]:
+    """What every template needs."""
+    return {
+        "audit": audit,
+        "eps": audit.epsilons[-1],
+        "level": _level(audit.epsilons[-1]),
+        "lead": lead(audit),
+        "facts": facts(audit),
+        "pairs": comparison(audit),
+        "league": league(audit) if len(audit.models) > FEW else None,
+        "together": together(audit),
+        "doubts": doubts(audit),
+        "made": _made(audit),
+        "limits": LIMITS,
+        "size": (drawings.WIDTH, drawings.HEIGHT),
+    }
+
+
+def _view(audit: Audit, model: Model, affected: Sequence[Affected], room: int) -> dict[str, object]:
+    """What the page alone shows of one model."""
+    by_class = classes(audit, model)
+    return {
+        "name": model.name,
+        "short": _short(model.name),
+        "headlines": headlines(audit, model),
+        "curves": curves(model),
+        "lost": lost(model),
+        "distributions": distributions(audit, model),
+        "classes": by_class[:CLASSES],
+        "more": len(by_class[CLASSES:]),
+        "affected": list(_pictures(affected, room)),
+        "numbers": numbers(model),
+        "made": audit.asked.get("models", {}).get(model.name, {}),
+    }
+
+
+def _pictures(affected: Sequence[Affected], room: int) -> Iterator[dict[str, object]]:
+    """The most affected images as data, in the room that each has."""
+    for of in affected[:AFFECTED]:
+        (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
+        change, largest = drawings.change(of.clean, of.attacked, limit=room)
+        yield {"of": of, "uris": (clean, attacked, change), "exact": exact, "largest": _level(largest)}
+
+
+def _made(audit: Audit) -> dict[str, object]:
+    """How the audit was made, the command first; what its models were stands with them."""
+    asked = {k: v for k, v in audit.asked.items() if k not in ("kind", "models", "classes", "size_of")}
+    asked["eps"] = [spelled(eps) for eps in audit.epsilons]
+    made = {**audit.made, **asked}
+    first = {"command": made.pop("command")} if "command" in made else {}
+    return {name: value for name, value in {**first, **made}.items() if value is not None}
+
+
+def _short(name: str) -> str:
+    """A name as tables have room for; its section has all of it."""
+    return escaping.plain(name, width=48)
+
+
+def _level(eps: float) -> str:
+    return f"{255 * eps:.3g}"
+
+
+def _written(question: str, number: Number) -> str:
+    """A number of the table, a dash where there is none."""
+    if not number.n or math.isnan(number.estimate):
+        return "-"
+    if question not in DECIMAL:
+        return counted(number)
+    return f"{number.estimate:.3f} ({number.low:.3f}–{number.high:.3f})"
+
+
+def _told(value: object) -> str:
+    """What is shown of a value: on one line, a list's or mapping's items one after another."""
+    if isinstance(value, Mapping):
+        value = [f"{key} {_told(of)}" for key, of in value.items()]
+    return escaping.plain(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
