@@ -16,9 +16,9 @@ from poise import store
 from poise.auditing import drawings
 from poise.auditing.answers import LOST, Evidence, worst
 from poise.auditing.drawings import Drawing, Line, counted, percent, shown
-from poise.auditing.intervals import Number
+from poise.auditing.intervals import UNKNOWN, Number
 from poise.auditing.outcome import Audit, Model
-from poise.auditing.pairs import TELLS_NOT, Pair
+from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.auditing.suite import spelled
 from poise.checks import InputError
 from poise.report import escaping
@@ -146,12 +146,14 @@ def _lost(kept: Number) -> str:
 
 
 def _leader(audit: Audit) -> str:
+    """Who holds more on all grounds that a change of the confidence's scale cannot win."""
     at = _at_last(audit)
+    fair = [pair for pair in at if pair.grounds != RAW] or at
     for name in (model.name for model in audit.models):
-        mine = [pair for pair in at if name in (pair.first, pair.second)]
+        mine = [pair for pair in fair if name in (pair.first, pair.second)]
         if mine and all(pair.holds == name for pair in mine):
-            return f"The confidence of {_short(name)} holds more, however they are compared."
-    if all(pair.holds == TELLS_NOT for pair in at):
+            return f"The confidence of {_short(name)} holds more."
+    if all(pair.holds == TELLS_NOT for pair in fair):
         return "These images cannot tell which model’s confidence holds more."
     if len(audit.models) > 2:
         return "No model’s confidence holds more than all others’."
@@ -254,9 +256,9 @@ def distributions(audit: Audit, model: Model) -> list[Drawing]:
 
 def classes(audit: Audit, model: Model) -> list[tuple[str, Number, Number]]:
     """Of each class, the needless referrals of its images and of the answers that name it, worst first."""
-    eps, rows = audit.epsilons[-1], []
+    at, rows = {(a.question, a.of): a.number for a in model.found if a.eps == audit.epsilons[-1]}, []
     for name in model.evidence.classes:
-        of_true, of_named = (model.number(f"needless_by_{of}", eps, name) for of in ("true", "predicted"))
+        of_true, of_named = (at.get((f"needless_by_{of}", name), UNKNOWN) for of in ("true", "predicted"))
         if of_true.n or of_named.n:
             rows.append((name, of_true, of_named))
     return sorted(rows, key=lambda row: -max(of.estimate if of.n else 0.0 for of in row[1:]))
@@ -354,7 +356,7 @@ def markdown(audit: Audit) -> str:
     """The page's numbers in Markdown."""
     models = [(model.name, numbers(model), lost(model)) for model in audit.models]
     found = {"summary": summary(audit), "models": models, **_context(audit)}
-    return _render("page.md", lambda value: escaping.markdown(_told(value)), **found)
+    return _render("page.md", lambda value: escaping.escape_markdown(_told(value)), **found)
 
 
 def latex(audit: Audit) -> str:
