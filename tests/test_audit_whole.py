@@ -209,6 +209,20 @@ def test_slack_is_what_a_longer_run_adds():
     assert found == pytest.approx(1 / 3)  # two of three stayed, then one
 
 
+def test_one_bar_a_model_counts_passes(images, net):
+    told = []
+    poise.audit(
+        net,
+        images,
+        eps=0.1,
+        images=10,
+        progress=lambda task, done, of, note="": told.append((task, done, of)),
+    )
+    assert len({task for task, _, _ in told}) == 3  # the suite, recalibrated, longer
+    main = [(done, of) for task, done, of in told if task == "Sequential"]
+    assert [done for done, _ in main] == sorted(done for done, _ in main) and main[-1][0] == main[-1][1]
+
+
 def test_names_of_models_differ():
     assert [*auditor._named([nn.Flatten(), nn.Flatten()])] == ["Flatten 1", "Flatten 2"]
     assert [*auditor._named(["a/net", "b/net"])] == ["a/net", "b/net"]

@@ -22,7 +22,17 @@ from poise.auditing.audit import Loaded, load_model, set_aside
 from poise.auditing.audit import audit as attack_all
 from poise.auditing.fitting import match_labels
 from poise.auditing.outcome import Audit, Model
-from poise.auditing.suite import EPS, LEFT_OUT, Part, Size, budgets, gives_gradients, size_named, suite
+from poise.auditing.suite import (
+    EPS,
+    LEFT_OUT,
+    Part,
+    Size,
+    budgets,
+    cost,
+    gives_gradients,
+    size_named,
+    suite,
+)
 from poise.auditing.timing import estimate
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
@@ -227,15 +237,16 @@ def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tup
     attacks, parts = _attacks(asked, net)
     last = [part.key for part in parts if part.eps == asked.epsilons[-1] and part.name != "noise"]
     place = folder / str(number)
-    run = attack_all(net, asked.data, attacks, place, watched=last, **asked.options)
+    told = {**asked.options, "progress": _joined(asked, name, parts)}
+    run = attack_all(net, asked.data, attacks, place, watched=last, **told)
     evidence = {pairs.RAW: _evidence(run, parts)}
     main = [part for part in parts if part.name == _main(parts)]
     scales = _scales(asked, net)
     for grounds, k in scales.items():
         if grounds == pairs.SCALE or asked.several:
-            again = _scaled(asked, net, k, main, folder / f"{number}-{grounds.replace(' ', '-')}")
+            again = _scaled(asked, name, net, k, main, folder / f"{number}-{grounds.replace(' ', '-')}")
             evidence[grounds] = again
-    slack = _slack(asked, net, evidence[pairs.RAW], main[-1], folder / f"{number}-longer")
+    slack = _slack(asked, name, net, evidence[pairs.RAW], main[-1], folder / f"{number}-longer")
     recalibrated = evidence.get(pairs.SCALE)
     gradients = len(main) and main[0].name == "auto"
     findings = store.read_job(run).get("findings", [])
@@ -251,6 +262,21 @@ def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tup
         findings=findings,
     )
     return model, pairs.Candidate(name, evidence, slack)
+
+
+def _joined(asked: Asked, name: str, parts: Sequence[Part]) -> Progress:
+    """One task for all attacks on a model, in passes through it, so that the time left is that of all."""
+    weights = {}
+    for part in parts:
+        forwards, backwards = cost(part)
+        weights[part.key] = forwards + 2 * backwards  # a pass back takes twice as long
+    passed, whole = dict.fromkeys(weights, 0), len(asked.data) * sum(weights.values())
+
+    def tell(task: str, done: int, of: int, note: str = "") -> None:
+        passed[task] = done * weights[task]
+        asked.options["progress"](name, sum(passed.values()), whole, task)
+
+    return tell
 
 
 def _attacks(asked: Asked, net: Loaded) -> tuple[dict[str, Attack], tuple[Part, ...]]:
@@ -282,17 +308,17 @@ def _scales(asked: Asked, net: Loaded) -> dict[str, float]:
     return found
 
 
-def _scaled(asked: Asked, net: Loaded, k: float, main: Sequence[Part], folder: Path) -> Evidence:
+def _scaled(asked: Asked, name: str, net: Loaded, k: float, main: Sequence[Part], folder: Path) -> Evidence:
     """What the main attack does to k·z."""
     scaled = Recalibrated(net.net, Scale(k).to(next(net.net.parameters(), torch.empty(0)).device)).eval()
     of_scaled = replace(net, net=scaled, facts={**net.facts, "k": k})
-    run = attack_all(
-        of_scaled, asked.data, {part.key: part.attack for part in main}, folder, probe=0, **asked.options
-    )
+    told = {**asked.options, "progress": _joined(asked, f"{name}, recalibrated by {k:.3g}", main)}
+    chosen = {part.key: part.attack for part in main}
+    run = attack_all(of_scaled, asked.data, chosen, folder, probe=0, **told)
     return _evidence(run, main)
 
 
-def _slack(asked: Asked, net: Loaded, evidence: Evidence, last: Part, folder: Path) -> float:
+def _slack(asked: Asked, name: str, net: Loaded, evidence: Evidence, last: Part, folder: Path) -> float:
     """What LONGER times the steps of the main attack change on a sample, at the largest budget."""
     size, n = asked.size, len(asked.data)
     places = np.unique(np.linspace(0, n - 1, min(size.longer, n)).astype(np.int64))
@@ -301,7 +327,9 @@ def _slack(asked: Asked, net: Loaded, evidence: Evidence, last: Part, folder: Pa
         part for part in suite((last.eps,), more, gradients=last.name == "auto") if part.name == last.name
     ]
     sample = asked.data.take(torch.from_numpy(places))
-    run = attack_all(net, sample, {p.key: p.attack for p in parts}, folder, probe=0, **asked.options)
+    longer = replace(asked, data=sample)
+    told = {**asked.options, "progress": _joined(longer, f"{name}, {LONGER} times the steps", parts)}
+    run = attack_all(net, sample, {p.key: p.attack for p in parts}, folder, probe=0, **told)
     return pairs.slack(evidence, _evidence(run, parts), places, threshold=asked.threshold)
 
 

@@ -151,6 +151,16 @@ def gives_gradients(net: nn.Module, data: ImageSet) -> bool:
     return True
 
 
+def cost(part: Part) -> tuple[int, int]:
+    """Forwards and backwards an image that the attack asks for; of random search the most there are.
+
+    >>> cost(Part(name="auto", what="under", eps=0.1, attack=attacks.auto(steps=3)))
+    (9, 3)
+    """
+    queries = getattr(part.attack, "queries", None)
+    return passes(partial(run, part.attack)) if queries is None else (queries, 0)
+
+
 def table() -> pl.DataFrame:
     """What each size does: images, and passes forward and back an image and budget, counted.
 
@@ -161,10 +171,7 @@ def table() -> pl.DataFrame:
         for gradients in (True, False):
             there = back = 0
             for part in suite((0.1,), size, gradients=gradients):
-                if hasattr(part.attack, "queries"):
-                    there += size.queries
-                    continue
-                forwards, backwards = passes(partial(run, part.attack))
+                forwards, backwards = cost(part)
                 there, back = there + forwards, back + backwards
             box = "white box" if gradients else "black box"
             rows.append((name, box, size.images, size.steps, size.queries, there, back))
