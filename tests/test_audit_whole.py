@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 import poise
-from poise import InputError
+from poise import InputError, certify
 from poise.auditing import auditor, outcome, pairs, suite
-from poise.auditing.answers import Evidence, Seen
+from poise.auditing.answers import Evidence, Seen, answers
 from poise.data import ImageSet
 from poise.recalibration import Recalibrated, Scale
 
@@ -245,3 +245,28 @@ def test_the_command_prints_the_verdict(tmp_path, capsys, monkeypatch):
     assert "audit.json" in said and json.loads((out / "audit.json").read_text())["epsilons"] == [2 / 255]
     with pytest.raises(SystemExit):
         main(["audit", "--data", "digits"])
+
+
+@pytest.mark.parametrize("certificate", ["ibp", "crown"])
+def test_what_is_proved_is_what_a_linear_net_allows(images, net, certificate):
+    found = poise.audit(net, images, eps=EPS, threshold=0.6, certificate=certificate).models[0]
+    lead = np.log(found.evidence.clean.top / (1 - found.evidence.clean.top))
+    trusted = found.evidence.right & (found.evidence.clean.top >= 0.6)
+    for eps in EPS:
+        lower = found.evidence.certified[eps]
+        exact = 1 / (1 + np.exp(-(lead - 4 * 16 * eps)))  # were no pixel near 0 or 1
+        assert (lower >= np.maximum(exact, 0.5) - 1e-5).all()
+        proved, kept = found.number("trusted_certified", eps), found.number("trusted_kept", eps)
+        assert proved.n == kept.n == trusted.sum()
+        assert proved.count == (lower[trusted] >= 0.6).sum() <= kept.count
+    assert found.number("trusted_certified", EPS[0]).count > 0
+
+
+def test_bounds_above_what_was_found_stop_an_audit():
+    one = Seen.of([[0.8, 0.2]], [0])
+    low = Seen.of([[0.7, 0.3]], [0])
+    evidence = Evidence(
+        y=np.array([0]), classes="ab", clean=one, under={0.1: [low]}, certified={0.1: [0.71]}
+    )
+    with pytest.raises(certify.UnsoundError, match=r"image 0: an attack within 0\.1 found"):
+        answers(evidence, threshold=0.5)

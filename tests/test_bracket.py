@@ -9,6 +9,7 @@ from torch import nn
 
 from poise import InputError, Records, attacks, certify, curves, evaluate
 from poise.certify import Interval, UnsoundError
+from poise.cli import main
 from poise.diagnostics import record_findings
 
 
@@ -111,3 +112,42 @@ def test_the_certified_curve_falls_and_ends_at_exact_values():
     assert (curve.diff() <= 0).all() and curve[-1] == 0
     frame = pl.DataFrame({"eps": [0.0, 0.05, 0.1, 1.0], "share": curve.numpy()})
     assert frame["share"].max() <= 1
+
+
+def test_bounds_of_the_same_images_are_worked_out_once():
+    calls = []
+
+    class Counted(Claims):
+        def __call__(self, model, x):
+            calls.append(len(x))
+            return super().__call__(model, x)
+
+    certificate = certify.remembered(Counted(0.0, 1.0))
+    for attack in (attacks.fgsm(eps=0.1), attacks.auto(eps=0.1)):
+        assert evaluate(net(), batches(), attack, certificate=certificate).certified
+    assert calls == [5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [([], "give --eps"), (["--eps", "0.1", "--attacks", "auto", "cw"], "leave it out")],
+)
+def test_a_certificate_needs_a_budget(flags, hint, capsys, tmp_path):
+    line = (
+        f"evaluate --model lenet --weights pretrained --data digits --out {tmp_path / 'run'} --certify ibp"
+    )
+    with pytest.raises(SystemExit):
+        main([*line.split(), *flags])
+    assert hint in capsys.readouterr().err
+
+
+def test_evaluate_certify_leaves_bounds_in_the_records(tmp_path):
+    run = tmp_path / "trained"
+    main(f"train --data digits --model lenet --epochs 2 --images 256 --out {run}".split())
+    out = tmp_path / "run"
+    line = f"evaluate --model {run} --data digits --images 4 --eps 0.001 --certify ibp --out {out}"
+    main([*line.split(), "--attacks", "pgd_bisect", "fgsm"])
+    for name in ("pgd_bisect", "fgsm"):
+        frame = pl.read_parquet(out / name / "records.parquet")
+        assert (frame["lower"] <= frame["confidence_attacked"] + 1e-5).all()
+        assert frame["lower"].max() > 0.1

@@ -14,9 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from poise.auditing import intervals
 from poise.auditing.intervals import UNKNOWN, Array, Number
+from poise.certify.bracket import check_below
 
 LOST = {"eps_lost_5": 0.05, "eps_lost_50": 0.5}  # shares of the trusted answers
 SHARES = (0.0, 1.0)
+SURE = np.nextafter(
+    0.5, 1
+)  # a confidence above one half can be of one class only: the answer is proved too
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +69,7 @@ class Evidence:
         noise: by budget, the worst of random changes of that size.
         over: by budget, for each attack that raises the confidence and keeps the label.
         flipped: by budget, for each attack on the accuracy.
+        certified: by budget, what no change can bring the confidence below.
     """
 
     y: NDArray[np.int64]
@@ -74,6 +79,7 @@ class Evidence:
     noise: Mapping[float, Sequence[Seen]] = field(default_factory=dict)
     over: Mapping[float, Sequence[Seen]] = field(default_factory=dict)
     flipped: Mapping[float, Sequence[Seen]] = field(default_factory=dict)
+    certified: Mapping[float, Array] = field(default_factory=dict)
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -131,6 +137,7 @@ def answers(evidence: Evidence, *, threshold: float) -> list[Answer]:
         _of_wrong(evidence, over, threshold),
         _of_confidence(evidence, under, still),
         _of_accuracy(evidence, under),
+        _of_certified(evidence, under, threshold),
     )
     return [answer for part in parts for answer in part]
 
@@ -226,6 +233,21 @@ def _of_accuracy(evidence: Evidence, under: Mapping[float, Seen]) -> Iterator[An
             yield Answer("stable", eps, "", stable)
             middle, low, high = ((1 + end) / 2 for end in (stable.estimate, stable.low, stable.high))
             yield Answer("bound", eps, "", Number(middle, low, high, stable.n))
+
+
+def _of_certified(evidence: Evidence, under: Mapping[float, Seen], threshold: float) -> Iterator[Answer]:
+    """Of the trusted right answers, those that are proved to stay so; the mean of the lower bounds.
+
+    Raises:
+        UnsoundError: what some attack found lies below a lower bound.
+    """
+    right = evidence.right
+    trusted = right & (evidence.clean.top >= threshold)
+    for eps, lower in evidence.certified.items():
+        check_below(lower, under[eps].top, eps)
+        proved = lower[trusted] >= max(threshold, SURE)
+        yield Answer("trusted_certified", eps, "", intervals.share(proved))
+        yield Answer("confidence_certified", eps, "", intervals.mean(lower[right], bounds=SHARES))
 
 
 def _logs(own: Array) -> Array:

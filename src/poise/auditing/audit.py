@@ -18,6 +18,7 @@ from poise.attacks import Attack
 from poise.auditing.fitting import check_shape, fit_findings, match_labels
 from poise.auditing.kept import Kept
 from poise.auditing.timing import Estimate, Timed, estimate
+from poise.certify import Certificate
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
 from poise.diagnostics import Finding, diagnose
@@ -61,6 +62,7 @@ def audit(
     seed: int = 0,
     probe: int = PROBE,
     watched: Collection[str] | None = None,
+    certificates: Mapping[str, Certificate] = {},
     devices: int | None = None,
     accelerator: str = "auto",
     progress: Progress = silent,
@@ -85,6 +87,8 @@ def audit(
         seed: of the attacks' draws.
         probe: images on which attacks are run once more, watched, for `poise.diagnostics`; 0 for none.
         watched: the names of those attacks, by default all.
+        certificates: by the names of attacks: bounds of the confidence in their balls, kept in their
+            records and checked against what they find (`poise.certify`).
         devices: so many GPUs work, each with a copy of the model; all in sight by default.
         accelerator: "auto", "cpu" or "cuda".
         progress: told how far each attack is.
@@ -130,6 +134,8 @@ def audit(
                 store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
         for name, attack in attacks.items():
             part = {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
+            if name in certificates:
+                part["certificate"] = repr(certificates[name])
             store.open_run(folder / name, part, device=homes[0])
         left = _left(folder, attacks)
         if len(left) < len(attacks):
@@ -139,7 +145,8 @@ def audit(
             on_estimate(estimate(net, data, left, devices=homes, watched=probe, seed=seed))
         for name, attack in attacks.items():
             if name in left:
-                _attack(net, data, attack, folder / name, devices=homes, seed=seed, progress=progress)
+                own = certificates.get(name)
+                _attack(net, data, attack, own, folder / name, devices=homes, seed=seed, progress=progress)
             else:
                 progress(name, len(data), len(data), "done before")
         looked_at = {name: attack for name, attack in attacks.items() if watched is None or name in watched}
@@ -170,6 +177,7 @@ def _attack(
     net: nn.Module,
     data: ImageSet,
     attack: Attack,
+    certificate: Certificate | None,
     part: Path,
     *,
     devices: Sequence[torch.device],
@@ -193,7 +201,16 @@ def _attack(
     try:
         if done < len(data):
             left, more = data.batches(torch.arange(done, len(data))), max(0, EXAMPLES - done)
-            evaluate(net, left, timed, seed=seed, examples=more, on_records=on_records, devices=devices)
+            evaluate(
+                net,
+                left,
+                timed,
+                seed=seed,
+                examples=more,
+                on_records=on_records,
+                devices=devices,
+                certificate=certificate,
+            )
     except BaseException:
         kept.write()  # an interrupt loses nothing
         raise
@@ -209,7 +226,7 @@ def _attack(
 
 def _size(data: ImageSet) -> int:
     """Bytes that the records of one attack take at most, uncompressed and in float64."""
-    numbers = 9 + 2 * len(data.classes)  # an image: labels, confidences, distances, probabilities
+    numbers = 11 + 2 * len(data.classes)  # an image: labels, confidences, distances, bounds, probabilities
     return 8 * (len(data) * numbers + 2 * EXAMPLES * prod(data.shape))
 
 

@@ -34,9 +34,11 @@ from poise.auditing.suite import (
     suite,
 )
 from poise.auditing.timing import estimate
+from poise.certify import CERTIFICATES
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
 from poise.modes import pair
+from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.report.runs import records_of
@@ -63,6 +65,7 @@ class Asked:
     threshold: float
     seed: int
     several: bool
+    certificate: str | None
     options: Mapping[str, Any]  # of `auditing.audit.audit`: devices, progress and the like
 
 
@@ -77,6 +80,7 @@ def audit(
     images: int | None = None,
     held_out: int | None = None,
     time_limit: float | None = None,
+    certificate: str | None = None,
     seed: int = 0,
     weights: str | Path | None = None,
     code: str | None = None,
@@ -102,6 +106,8 @@ def audit(
         images: attack so many, where not as many as the size has.
         held_out: images to fit the temperature on, by default a third and at most 500.
         time_limit: seconds; the most images and steps that fit are taken, by tries on the first images.
+        certificate: "ibp" or "crown": also bounds from below what any change can do, where the layers of
+            the model can be read (`poise.certify`).
         seed: of the attacks' draws and of the choice of images.
         weights: a file of weights, for one model given by its name.
         code: the model's name once more, for a run whose model is code or a download.
@@ -117,6 +123,8 @@ def audit(
     """
     check_number("threshold", threshold, 0, 1, hint="it is a confidence")
     epsilons = budgets([eps] if isinstance(eps, int | float) else list(eps))
+    if certificate is not None:
+        lookup(CERTIFICATES, certificate, "certificate")
     chosen, models = size_named(size), _named(model)
     if images is not None:
         check_count("images", images, 1)
@@ -143,6 +151,7 @@ def audit(
         threshold=threshold,
         seed=seed,
         several=len(nets) > 1,
+        certificate=certificate,
         options=options,
     )
     with tempfile.TemporaryDirectory() as temporary:
@@ -173,6 +182,7 @@ def _within(
         "size": size,
         "seed": asked.seed,
         "time_limit": time_limit,
+        "certificate": asked.certificate,
     }
     store.open_run(folder, job)
     if time_limit is None:
@@ -237,10 +247,11 @@ def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tup
     attacks, parts = _attacks(asked, net)
     last = [part.key for part in parts if part.eps == asked.epsilons[-1] and part.name != "noise"]
     place = folder / str(number)
-    told = {**asked.options, "progress": _joined(asked, name, parts)}
-    run = attack_all(net, asked.data, attacks, place, watched=last, **told)
-    evidence = {pairs.RAW: _evidence(run, parts)}
     main = [part for part in parts if part.name == _main(parts)]
+    bounds = {part.key: CERTIFICATES[asked.certificate](eps=part.eps) for part in main if asked.certificate}
+    told = {**asked.options, "progress": _joined(asked, name, parts)}
+    run = attack_all(net, asked.data, attacks, place, watched=last, certificates=bounds, **told)
+    evidence = {pairs.RAW: _evidence(run, parts)}
     scales = _scales(asked, net)
     for grounds, k in scales.items():
         if grounds == pairs.SCALE or asked.several:
@@ -337,14 +348,17 @@ def _evidence(run: Path, parts: Sequence[Part]) -> Evidence:
     """What the records of a run folder hold of these attacks; one at a time is in memory."""
     content = store.read_job(run)
     found: dict[str, dict[float, list[Seen]]] = {what: {} for what in ("under", "noise", "over", "flipped")}
-    y, clean = torch.empty(0), None
+    y, clean, certified = torch.empty(0), None, {}
     for part in parts:
         _, records = records_of(run / part.key, content)
         if clean is None:
             y, clean = records.y, Seen.of(records.clean, records.y)
         found[part.what].setdefault(part.eps, []).append(Seen.of(records.attacked, records.y))
+        if records.lower is not None:
+            certified[part.eps] = records.lower.numpy()
     assert clean is not None
-    return Evidence(y=y.numpy(), classes=content["job"]["classes"], clean=clean, **found)
+    classes = content["job"]["classes"]
+    return Evidence(y=y.numpy(), classes=classes, clean=clean, certified=certified, **found)
 
 
 def _named(model: Given | Sequence[Given] | Mapping[str, Given]) -> dict[str, Given]:

@@ -217,6 +217,8 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
         f"when every pixel may change by {spelled(eps)} of its range; {lost} can be pushed below it while "
         "the answer stays right"
     )
+    proved = model.number("trusted_certified", eps)
+    text += f" (of {proved.count} it is proved that no change can)" if proved.n else ""
     noise = model.number("trusted_kept_in_noise", eps)
     text += f" (random noise of that size: {noise.n - (noise.count or 0)})." if noise.n else "."
     again = model.number("trusted_kept", eps, recalibrated=True)

@@ -3,8 +3,18 @@
 from collections.abc import Callable, Mapping
 
 from poise.certify.bracket import UnsoundError
-from poise.certify.certificate import Certificate, Crown, Ibp, Interval, crown, ibp
+from poise.certify.certificate import Certificate, Crown, Ibp, Interval, crown, ibp, remembered
 
 CERTIFICATES: Mapping[str, Callable[..., Certificate]] = {"ibp": ibp, "crown": crown}
 
-__all__ = ["CERTIFICATES", "Certificate", "Crown", "Ibp", "Interval", "UnsoundError", "crown", "ibp"]
+__all__ = [
+    "CERTIFICATES",
+    "Certificate",
+    "Crown",
+    "Ibp",
+    "Interval",
+    "UnsoundError",
+    "crown",
+    "ibp",
+    "remembered",
+]

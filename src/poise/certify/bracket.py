@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from poise.certify.certificate import Certificate
 from poise.checks import InputError
 from poise.records import Records
@@ -52,6 +55,22 @@ def check_bracket(records: Records, certificate: Certificate, *, first: int = 0)
             f"({float(of_prediction[i]):.6f} for the clean prediction), outside the certified "
             f"[{float(records.lower[i]):.6f}, {float(records.upper[i]):.6f}]: the certificate or the judge "
             "has a fault, neither number can be used; please report it with the model"
+        )
+
+
+def check_below(lower: ArrayLike, found: ArrayLike, eps: float) -> None:
+    """Refuse bounds (n,) that exceed the confidences (n,) that some attack within eps found.
+
+    Raises:
+        UnsoundError: it names the image.
+    """
+    low, top = np.asarray(lower), np.asarray(found)
+    over = low > top + SLACK
+    if over.any():
+        i = int(over.argmax())
+        raise UnsoundError(
+            f"image {i}: an attack within {eps:.4g} found a confidence of {top[i]:.6f}, below the proved "
+            f"{low[i]:.6f}: one of the two has a fault, neither number can be used"
         )
 
 

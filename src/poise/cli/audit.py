@@ -25,6 +25,7 @@ def audit(
     eps: tuple[float, ...] = EPS,
     size: Literal["quick", "standard", "thorough"] = "quick",
     time_limit: str | None = None,
+    certify: Literal["ibp", "crown"] | None = None,
     weights: str | None = None,
     code: str | None = None,
     class_map: tuple[str, ...] = (),
@@ -50,6 +51,8 @@ def audit(
         eps: Budgets: by how much every pixel may change, in units of [0, 1].
         size: How much is done: images, gradients and queries; docs/audit.md has the table.
         time_limit: Take as many images and steps as fit into 90s, 30m or 2h, and say which.
+        certify: Also prove below what no change can bring the confidence, for nets of layers that can be
+            read; says something of nets trained for it (--defense ibp).
         weights: File of weights for one model given by name, or "pretrained".
         code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download.
         class_map: What the data's classes are called in the model, DATA=MODEL ....
@@ -88,6 +91,7 @@ def audit(
             images=images,
             held_out=held_out,
             time_limit=limit,
+            certificate=certify,
             seed=seed,
             weights=weights,
             code=code,

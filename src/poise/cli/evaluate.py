@@ -17,6 +17,7 @@ from poise.user_code import is_code
 if TYPE_CHECKING:
     from poise.attacks import Attack
     from poise.auditing.timing import Estimate
+    from poise.certify import Certificate
 
 
 def evaluate(
@@ -35,6 +36,7 @@ def evaluate(
     code: str | None = None,
     recalibrate: Literal["temperature", "platt", "vector", "isotonic", "spline"] | None = None,
     fast: Literal["float32", "bf16"] | None = None,
+    certify: Literal["ibp", "crown"] | None = None,
     max_hours: float | None = None,
     threshold: float = 0.5,
 ) -> None:
@@ -60,6 +62,8 @@ def evaluate(
         recalibrate: Fit this map of the logits first, on held-out images, and attack the result.
         fast: Attack a prepared copy (BatchNorm folded, in the faster memory layout; with bf16 the first
             steps in low precision); every label is checked on the model itself.
+        certify: Also bound from below what any change within --eps and --norm does to the confidence; every
+            attack is checked against the bounds.
         max_hours: Ask first if all this is estimated to take longer, and refuse where nobody can answer.
         threshold: Confidence under which an answer is referred to a person.
     """
@@ -75,6 +79,7 @@ def evaluate(
     if max_hours is not None:
         check_number("max_hours", max_hours, 0)
     chosen = _attacks(attacks, option, eps=eps, step=step, steps=steps, keep=keep, norm=norm)
+    bounds = {} if certify is None else _bounds(certify, chosen, eps=eps, norm=norm)
     if fast is not None:
         from poise.fast import accelerated
 
@@ -96,6 +101,7 @@ def evaluate(
             class_map=matched,
             recalibrate=recalibrate,
             held_out=held,
+            certificates=bounds,
             seed=source.seed,
             devices=source.devices,
             accelerator=source.accelerator,
@@ -103,6 +109,26 @@ def evaluate(
             on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )
     show([run], out, threshold=threshold)
+
+
+def _bounds(
+    name: str, chosen: dict[str, Attack], *, eps: float | None, norm: str | None
+) -> dict[str, Certificate]:
+    """The certificate of each attack that has a budget: the same, worked out once a batch.
+
+    Raises:
+        InputError: no --eps, another norm than linf and l2, or an attack without a budget.
+    """
+    from poise.certify import CERTIFICATES, remembered
+
+    if eps is None:
+        raise InputError("--certify bounds the confidence within a budget: give --eps, e.g. --eps 8/255")
+    if far := [attack for attack, made in chosen.items() if made.aim.nearest]:
+        raise InputError(
+            f"--certify needs attacks within --eps, and {far[0]} goes any distance: leave it out"
+        )
+    certificate = remembered(CERTIFICATES[name](eps=eps, norm=norm or "linf"))
+    return dict.fromkeys(chosen, certificate)
 
 
 def _attacks(
