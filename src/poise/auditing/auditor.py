@@ -65,7 +65,7 @@ class Asked:
     threshold: float
     seed: int
     several: bool
-    certificate: str | None
+    certificate: str | None = None
     options: Mapping[str, Any]  # of `auditing.audit.audit`: devices, progress and the like
 
 
