@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
 from poise.auditing import pairs
+from poise.auditing.affected import Affected, most_affected
 from poise.auditing.answers import Evidence, Seen, answers, worst
 from poise.auditing.outcome import Audit, Model
-from poise.auditing.page import Affected, most_affected
 
 EPS = tuple(n / 255 for n in (1, 2, 4, 8))
 NASTY = (
@@ -134,22 +135,21 @@ def small() -> Audit:
     return audit(n=6)
 
 
-def affected(
+def with_pictures(
     of: Audit, *, shape: tuple[int, int, int] = (1, 28, 28), files: str = "scan_{}.png"
-) -> dict[str, list[Affected]]:
-    """The ten most affected images of each model: soft blots, and changes of one size and either sign."""
-    rng, eps = np.random.default_rng(0), of.epsilons[-1]
-    found = {}
+) -> Audit:
+    """With the most affected images of each model: soft blots, changed by one size and either sign."""
+    rng, models = np.random.default_rng(0), []
     for m in of.models:
-        lowest = worst(m.evidence, m.evidence.under)[eps].top
-        found[m.name] = []
-        for place in most_affected(m.evidence, eps):
+        lowest, shown = worst(m.evidence, m.evidence.under)[EPS[-1]].top, []
+        for place in most_affected(m.evidence, EPS[-1]):
             clean = _blots(rng, shape)
-            attacked = (clean + eps * np.sign(_blots(rng, shape) - 0.5)).clip(0, 1)
+            attacked = (clean + EPS[-1] * np.sign(_blots(rng, shape) - 0.5)).clip(0, 1)
             names = [m.evidence.classes[i] for i in (m.evidence.y[place], m.evidence.clean.answer[place])]
             before, after = float(m.evidence.clean.top[place]), float(lowest[place])
-            found[m.name].append(Affected(files.format(place), *names, before, after, clean, attacked))
-    return found
+            shown.append(Affected(files.format(place), *names, before, after, clean, attacked))
+        models.append(replace(m, affected=shown))
+    return replace(of, models=models)
 
 
 def _blots(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:

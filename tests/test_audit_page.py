@@ -12,15 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import audit_pages
+import poise
 from poise import InputError
-from poise.auditing import drawings, intervals, page
-from poise.auditing.answers import Answer, Evidence, Seen
+from poise.auditing import drawings, intervals, page, suite
+from poise.auditing.affected import most_affected, name_of
+from poise.auditing.answers import Answer, Evidence, Seen, worst
 from poise.auditing.intervals import Number, share
 from poise.auditing.outcome import Audit
 from poise.auditing.pairs import Pair
+from poise.data import ImageSet
 
 EPS = audit_pages.EPS
 VOID = {"meta", "link", "br", "img"}
@@ -80,13 +84,13 @@ def several() -> Audit:
 
 @pytest.fixture(scope="module")
 def text(one: Audit) -> str:
-    return page.html(one, audit_pages.affected(one))
+    return page.html(audit_pages.with_pictures(one))
 
 
 @pytest.fixture(scope="module")
 def nasty(several: Audit) -> str:
     files = "<img src=x onerror=alert(1)>{}" + "f" * 200
-    return page.html(several, audit_pages.affected(several, shape=(3, 8, 8), files=files))
+    return page.html(audit_pages.with_pictures(several, shape=(3, 8, 8), files=files))
 
 
 @pytest.mark.parametrize("which", ["text", "nasty"])
@@ -203,8 +207,9 @@ def test_pictures_are_exact_where_there_is_room_and_smaller_where_there_is_none(
     back = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
     assert exact and np.array_equal(back, np.rint(noise * 255).transpose(1, 2, 0))
     monkeypatch.setattr(page, "ROOM", 90_000)
-    shown = audit_pages.affected(one)["chest-lite0"]
-    found = page.html(one, {"chest-lite0": [replace(of, clean=noise, attacked=1 - noise) for of in shown]})
+    (model,) = audit_pages.with_pictures(one).models
+    loud = [replace(of, clean=noise, attacked=1 - noise) for of in model.affected]
+    found = page.html(replace(one, models=[replace(model, affected=loud)]))
     assert sum(len(of["src"]) for of in Read(found).of("img")) <= 90_000
     assert found.count("shown smaller than it is") == 10
 
@@ -346,8 +351,44 @@ def test_the_most_affected_are_right_answers_by_their_loss():
         return Seen.of(np.array([[top, 1 - top] for top in tops]), y)  # the last answer is wrong
 
     found = Evidence(y, ("a", "b"), seen(0.9, 0.9, 0.9, 0.9), {0.1: [seen(0.8, 0.6, 0.9, 0.55)]})
-    assert page.most_affected(found, 0.1).tolist() == [1, 0]
-    assert page.most_affected(found, 0.1, n=1).tolist() == [1]
+    assert most_affected(found, 0.1).tolist() == [1, 0]
+    assert most_affected(found, 0.1, n=1).tolist() == [1]
+
+
+def test_an_audit_shows_the_images_that_its_numbers_speak_of(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setitem(suite.SIZES, "quick", suite.Size(images=12, steps=3, queries=5, tries=1, longer=2))
+    y = torch.arange(20) % 2
+    pixels = (90 + 60 * y[:, None, None, None] + 40 * torch.rand(20, 1, 3, 3)).to(torch.uint8)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2)).eval()
+    net[1].weight.data = torch.tensor([[-2.0], [2.0]]).expand(2, 9).clone()
+    net[1].bias.data = torch.tensor([9.0, -9.0])
+    found = poise.audit(
+        net, ImageSet("grey", pixels, y, ("dark", "bright")), eps=(0.02, 0.05), out=tmp_path
+    )
+    (model,) = found.models
+    lowest = worst(model.evidence, model.evidence.under)[0.05].top
+    places = most_affected(model.evidence, 0.05)
+    assert len(model.affected) == len(places) > 5
+    for of, place in zip(model.affected, places, strict=True):
+        assert of.file == f"image {place + 1} of 12" and of.answer == of.label
+        assert of.before == pytest.approx(model.evidence.clean.top[place], abs=1e-6)
+        assert of.after == pytest.approx(lowest[place], abs=1e-6)
+        assert 0 < np.abs(of.attacked - of.clean).max() <= 0.05 + 1e-6
+    assert {file.name for file in tmp_path.glob("audit.*")} == {
+        f"audit.{e}" for e in ("html", "json", "md", "tex")
+    }
+    assert (tmp_path / "audit.html").read_text() == found.to_html()
+    assert Read(found._repr_html_()).of("iframe")[0]["srcdoc"] == found.to_html()
+
+
+def test_files_are_called_by_their_names(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/one.png", "b/two '.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    data = poise.data.load(f"folder:{tmp_path}")
+    assert [name_of(data, i, "none") for i in range(2)] == ["a/one.png", "b/two '.png"]
 
 
 def test_the_tables_in_other_formats(several, tmp_path: Path):

@@ -16,7 +16,8 @@ from torch import nn
 from poise import data as sets
 from poise import labels, store
 from poise.attacks import Attack
-from poise.auditing import pairs
+from poise.auditing import page, pairs
+from poise.auditing.affected import Affected, attack_again
 from poise.auditing.answers import Evidence, Seen, answers
 from poise.auditing.audit import Loaded, load_model, set_aside
 from poise.auditing.audit import audit as attack_all
@@ -87,6 +88,7 @@ def audit(
     class_map: labels.Given | None = None,
     devices: int | None = None,
     accelerator: str = "auto",
+    command: str | None = None,
     progress: Progress = silent,
     on_choice: Callable[[str], object] = lambda text: None,
 ) -> Audit:
@@ -114,6 +116,7 @@ def audit(
         class_map: the model's class, by its name or number, for some of the data's.
         devices: so many GPUs; all in sight by default.
         accelerator: "auto", "cpu" or "cuda".
+        command: as it was typed, for the page.
         progress: told how far each attack is.
         on_choice: told what was chosen to meet the time limit.
 
@@ -157,7 +160,7 @@ def audit(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "audit" if out is None else Path(out)
         asked = _within(asked, nets, folder, size, time_limit, on_choice)
-        return _audited(asked, nets, folder, kept=out is not None)
+        return _audited(asked, nets, folder, kept=out is not None, command=command)
 
 
 def _within(
@@ -221,7 +224,9 @@ def _choice(asked: Asked, nets: Mapping[str, Loaded], seconds: float) -> dict[st
     }
 
 
-def _audited(asked: Asked, nets: Mapping[str, Loaded], folder: Path, *, kept: bool) -> Audit:
+def _audited(
+    asked: Asked, nets: Mapping[str, Loaded], folder: Path, *, kept: bool, command: str | None
+) -> Audit:
     models, candidates = [], []
     for number, (name, net) in enumerate(nets.items(), start=1):
         model, candidate = _one(asked, name, net, folder, number)
@@ -234,11 +239,15 @@ def _audited(asked: Asked, nets: Mapping[str, Loaded], folder: Path, *, kept: bo
         threshold=asked.threshold,
         epsilons=asked.epsilons,
         asked={**content["job"], "attacked": len(asked.data), "size_of": vars(asked.size)},
-        made={key: content[key] for key in ("versions", "commit", "device", "threads", "started")},
+        made={
+            "command": command,
+            **{key: content[key] for key in ("versions", "commit", "device", "threads", "started")},
+        },
     )
     if kept:
         with store.writing(folder):
             store.write_json(folder / "audit.json", result.content)
+        page.write(result, folder)
     return result
 
 
@@ -271,6 +280,7 @@ def _one(asked: Asked, name: str, net: Loaded, folder: Path, number: int) -> tup
         slack=slack,
         left_out=() if gradients else (LEFT_OUT,),
         findings=findings,
+        affected=_affected(asked, net, evidence[pairs.RAW], parts),
     )
     return model, pairs.Candidate(name, evidence, slack)
 
@@ -288,6 +298,11 @@ def _joined(asked: Asked, name: str, parts: Sequence[Part]) -> Progress:
         asked.options["progress"](name, sum(passed.values()), whole, task)
 
     return tell
+
+
+def _affected(asked: Asked, net: Loaded, evidence: Evidence, parts: Sequence[Part]) -> list[Affected]:
+    images, _ = match_labels(net.net, asked.data, given=asked.options["class_map"], who=net.who)
+    return attack_again(net.net, images, evidence, parts, seed=asked.seed)
 
 
 def _attacks(asked: Asked, net: Loaded) -> tuple[dict[str, Attack], tuple[Part, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,6 @@ BINS, COARSE = 20, 10  # of histograms, and of reliability, where each bin needs
 LETTER, LINE = 7, 14  # about a letter's width, and the distance of two lines of text
 DARKER, SAME, LIGHTER = (10, 50, 110), (150, 150, 150), (255, 222, 160)  # in greys too from dark to light
 PERCENTS = [(v, f"{100 * v:.0f} %") for v in (0, 0.25, 0.5, 0.75, 1)]
-SIZES = (1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.05)  # of a picture that takes too much room
 
 
 @dataclass(frozen=True)
@@ -242,14 +242,18 @@ def change(clean: ArrayLike, attacked: ArrayLike, *, limit: int) -> tuple[str, f
 def _fitting(array: Array, limit: int) -> tuple[str, bool]:
     pixels = np.rint(array * 255).astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
-    for scale in SIZES:
+    scale, text = 1.0, _uri(image)
+    while len(text) > limit and scale > 1e-3:
+        scale *= min(0.9, 0.95 * math.sqrt(limit / len(text)))
         width, height = (max(1, round(side * scale)) for side in image.size)
-        stream = io.BytesIO()
-        image.resize((width, height), Image.Resampling.BOX).save(stream, "PNG", optimize=True)
-        text = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-        if len(text) <= limit:
-            break
+        text = _uri(image.resize((width, height), Image.Resampling.BOX))
     return text, scale == 1
+
+
+def _uri(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def _bins(confidence: Array, right: NDArray[np.bool_]) -> list[NDArray[np.int64]]:

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from poise.auditing import answers, pairs
+from poise.auditing.affected import Affected
 from poise.auditing.answers import Answer, Evidence
 from poise.auditing.intervals import UNKNOWN, Number
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
@@ -79,6 +81,7 @@ class Model:
         slack: what ten times the steps changed in the share of trusted answers, on a sample.
         left_out: what of the suite could not be run, in words.
         findings: what makes its numbers doubtful, as `poise.diagnostics` has them.
+        affected: the images that lose the most confidence, for pictures.
     """
 
     name: str
@@ -90,6 +93,7 @@ class Model:
     slack: float = 0.0
     left_out: Sequence[str] = ()
     findings: Sequence[Mapping[str, Any]] = ()
+    affected: Sequence[Affected] = ()
 
     def number(
         self, question: str, eps: float = 0.0, of: str = "", *, recalibrated: bool = False
@@ -167,6 +171,17 @@ class Audit:
     def to_json(self) -> str:
         """`content` as text."""
         return json.dumps(self.content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """The page of it, everything inside."""
+        from poise.auditing.page import html
+
+        return html(self)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, as notebooks show it."""
+        page, look = escape(self.to_html()), "width:100%;height:80vh;border:0"
+        return f'<iframe title="{escape(self.verdict)}" style="{look}" srcdoc="{page}"></iframe>'
 
 
 def read_content(file: str | Path) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from numpy.typing import ArrayLike, NDArray
 
 from poise import store
 from poise.auditing import drawings
-from poise.auditing.answers import LOST, Evidence, worst
+from poise.auditing.affected import Affected
+from poise.auditing.answers import LOST, worst
 from poise.auditing.drawings import Drawing, Line, counted, percent, shown
 from poise.auditing.intervals import UNKNOWN, Number
 from poise.auditing.outcome import Audit, Model
@@ -24,7 +23,6 @@ from poise.checks import InputError
 from poise.report import escaping
 from poise.report.tables import Table
 
-AFFECTED = 10  # images shown of a model
 CLASSES = 20  # shown of a model, the most affected ones
 FEW = 3  # models of which every pair is shown at once
 ROOM = 3_800_000  # letters that pictures may take
@@ -61,27 +59,6 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Affected:
-    """One of the most affected images.
-
-    Attributes:
-        file: its name, or what tells it from the others.
-        label: the true class.
-        answer: the model's, which the change keeps.
-        before, after: its confidence.
-        clean, attacked: pixels (c, h, w) in [0, 1].
-    """
-
-    file: str
-    label: str
-    answer: str
-    before: float
-    after: float
-    clean: ArrayLike
-    attacked: ArrayLike
-
-
 @dataclass(frozen=True)
 class Headline:
     """One of the three numbers of the first screen: its name, itself, and a sentence that counts."""
@@ -91,20 +68,15 @@ class Headline:
     told: str
 
 
-def html(audit: Audit, affected: Mapping[str, Sequence[Affected]] | None = None) -> str:
+def html(audit: Audit) -> str:
     """The page, everything inside it, under 5 MB.
-
-    Args:
-        audit: what is told.
-        affected: by the model's name, its most affected images; see `most_affected`.
 
     Raises:
         InputError: so many models that their numbers alone are more.
     """
-    pictures = affected or {}
-    room = ROOM // max(1, 3 * sum(len(images[:AFFECTED]) for images in pictures.values()))
-    views = [_view(audit, model, pictures.get(model.name, ()), room) for model in audit.models]
-    text = _render("page.html", _told, models=views, **_context(audit))
+    room = ROOM // max(1, 3 * sum(len(model.affected) for model in audit.models))
+    models = [_view(audit, model, room) for model in audit.models]
+    text = _render("page.html", _told, models=models, **_context(audit))
     if (size := len(text.encode())) > LIMIT:
         raise InputError(
             f"a page of {len(audit.models)} models takes {size / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: "
@@ -200,13 +172,6 @@ def headlines(audit: Audit, model: Model) -> list[Headline]:
     )
     names = ("Right answers still trusted", "Right answers sent to a person", "Wrong answers trusted")
     return [Headline(*of) for of in zip(names, (kept, needless, missed), told, strict=True)]
-
-
-def most_affected(evidence: Evidence, eps: float, *, n: int = AFFECTED) -> NDArray[np.int64]:
-    """The places of the right answers that lose the most confidence, the largest loss first."""
-    loss = evidence.clean.top - worst(evidence, evidence.under)[eps].top
-    order = np.argsort(-loss, kind="stable")
-    return np.asarray(order[(evidence.right & (loss > 0))[order]][:n])
 
 
 def curves(model: Model) -> list[Drawing]:
@@ -367,20 +332,14 @@ def latex(audit: Audit) -> str:
     return "\n".join(f"% {escaping.plain(name)}\n{table.latex()}" for name, table in tables)
 
 
-def write(
-    audit: Audit,
-    out: str | Path,
-    *,
-    affected: Mapping[str, Sequence[Affected]] | None = None,
-    name: str = "audit",
-) -> Path:
+def write(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
     """Write NAME.html, NAME.md and NAME.tex into the folder `out`; the page's path.
 
     Raises:
         InputError: a full disk, or what `html` refuses.
     """
     folder = Path(out)
-    texts = {"md": markdown(audit), "tex": latex(audit), "html": html(audit, affected)}
+    texts = {"md": markdown(audit), "tex": latex(audit), "html": html(audit)}
     with store.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for ending, text in texts.items():
@@ -420,7 +379,7 @@ def _context(audit: Audit) -> dict[str, object]:
     }
 
 
-def _view(audit: Audit, model: Model, affected: Sequence[Affected], room: int) -> dict[str, object]:
+def _view(audit: Audit, model: Model, room: int) -> dict[str, object]:
     """What the page alone shows of one model."""
     by_class = classes(audit, model)
     return {
@@ -432,27 +391,25 @@ def _view(audit: Audit, model: Model, affected: Sequence[Affected], room: int) -
         "distributions": distributions(audit, model),
         "classes": by_class[:CLASSES],
         "more": len(by_class[CLASSES:]),
-        "affected": list(_pictures(affected, room)),
+        "affected": [_pictures(of, room) for of in model.affected],
         "numbers": numbers(model),
         "made": audit.asked.get("models", {}).get(model.name, {}),
     }
 
 
-def _pictures(affected: Sequence[Affected], room: int) -> Iterator[dict[str, object]]:
-    """The most affected images as data, in the room that each has."""
-    for of in affected[:AFFECTED]:
-        (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
-        change, largest = drawings.change(of.clean, of.attacked, limit=room)
-        yield {"of": of, "uris": (clean, attacked, change), "exact": exact, "largest": _level(largest)}
+def _pictures(of: Affected, room: int) -> dict[str, object]:
+    """One of the most affected images as data, in the room that each picture has."""
+    (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
+    change, largest = drawings.change(of.clean, of.attacked, limit=room)
+    return {"of": of, "uris": (clean, attacked, change), "exact": exact, "largest": _level(largest)}
 
 
 def _made(audit: Audit) -> dict[str, object]:
     """How the audit was made, the command first; what its models were stands with them."""
     asked = {k: v for k, v in audit.asked.items() if k not in ("kind", "models", "classes", "size_of")}
     asked["eps"] = [spelled(eps) for eps in audit.epsilons]
-    made = {**audit.made, **asked}
-    first = {"command": made.pop("command")} if "command" in made else {}
-    return {name: value for name, value in {**first, **made}.items() if value is not None}
+    made = {"command": None, **audit.made, **asked}
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -98,8 +100,10 @@ def audit(
             class_map=matched,
             devices=devices,
             accelerator=accelerator,
+            command=shlex.join(["poise", *sys.argv[1:]]),
             progress=progress,
             on_choice=lambda text: print(text, flush=True),
         )
     print(found.verdict)
+    print(f"page: {out / 'audit.html'}")
     print(f"numbers: {out / 'audit.json'}")
