@@ -91,11 +91,13 @@ class Panel:
 
 
 def percent(value: float, *, digits: int = 0) -> str:
-    """A share as people write it.
+    """A share as people write it: all and none are said of all and none alone.
 
-    >>> percent(0.824), percent(0.004, digits=1)
-    ('82 %', '0.4 %')
+    >>> percent(0.824), percent(0.004, digits=1), percent(0.996), percent(1.0)
+    ('82 %', '0.4 %', '99.6 %', '100 %')
     """
+    while digits < 3 and 0 < round(value, 9) < 1 and float(f"{100 * value:.{digits}f}") in (0, 100):
+        digits += 1
     return f"{100 * value:.{digits}f} %" if np.isfinite(value) else "not known"
 
 
@@ -109,7 +111,8 @@ def shown(number: Number) -> str:
     middle = percent(number.estimate, digits=digits)
     if not np.isfinite([number.estimate, number.low, number.high]).all():
         return middle
-    return f"{middle} ({100 * number.low:.{digits}f}–{percent(number.high, digits=digits)})"
+    low, high = (percent(end, digits=digits) for end in (number.low, number.high))
+    return f"{middle} ({low.removesuffix(' %')}–{high})"
 
 
 def counted(number: Number) -> str:

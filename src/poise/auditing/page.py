@@ -76,7 +76,12 @@ def html(audit: Audit) -> str:
     """
     room = ROOM // max(1, 3 * sum(len(model.affected) for model in audit.models))
     models = [_view(audit, model, room) for model in audit.models]
-    text = _render("page.html", _told, models=models, **_context(audit))
+    text = _render(
+        "page.html",
+        lambda value: _told(value).replace(" %", "\N{NO-BREAK SPACE}%"),
+        models=models,
+        **_context(audit),
+    )
     if (size := len(text.encode())) > LIMIT:
         raise InputError(
             f"a page of {len(audit.models)} models takes {size / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: "
@@ -127,6 +132,10 @@ def _leader(audit: Audit) -> str:
             return f"The confidence of {_short(name)} holds more."
     if all(pair.holds == TELLS_NOT for pair in fair):
         return "These images cannot tell which model’s confidence holds more."
+    if len(audit.models) == 2 and len(who := {pair.holds for pair in fair} - {TELLS_NOT}) == 1:
+        return (
+            f"The confidence of {_short(who.pop())} holds more on some grounds, on others one cannot tell."
+        )
     if len(audit.models) > 2:
         return "No model’s confidence holds more than all others’."
     return "Which model’s confidence holds more depends on how they are compared."
@@ -357,7 +366,7 @@ def _render(template: str, write: Callable[[object], str], **context: object) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = (percent, counted, spelled, drawings.bar)
+    helpers = (percent, shown, counted, spelled, drawings.bar)
     return environment.get_template(template).render(**{f.__name__: f for f in helpers}, **context)
 
 
@@ -427,7 +436,8 @@ def _written(question: str, number: Number) -> str:
         return "-"
     if question not in DECIMAL:
         return counted(number)
-    return f"{number.estimate:.3f} ({number.low:.3f}–{number.high:.3f})"
+    known = math.isfinite(number.low)
+    return f"{number.estimate:.3f}" + (f" ({number.low:.3f}–{number.high:.3f})" if known else "")
 
 
 def _told(value: object) -> str:
