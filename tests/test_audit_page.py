@@ -261,6 +261,22 @@ def test_what_was_not_tried_is_said():
     )
 
 
+def test_what_is_proved_stands_below_what_was_found():
+    whole = audit_pages.small()
+    numbers = {0.0: share([True] * 4), EPS[-1]: share([True, False, False, False])}
+    answers = [
+        Answer("trusted_kept", 0.0, "", numbers[0.0]),
+        Answer("trusted_certified", EPS[-1], "", numbers[EPS[-1]]),
+    ]
+    evidence = replace(whole.models[0].evidence, certified={EPS[-1]: np.zeros(6)})
+    audit = replace(whole, models=[replace(whole.models[0], found=answers, evidence=evidence)])
+    drawn, confidence = page.curves(audit.models[0])
+    assert drawn.table.heading[-1] == "proved" and "proved" not in confidence.table.heading
+    assert drawn.table.lines[0][-1] == "4 of 4, 100 % (51–100 %)"
+    assert drawn.table.lines[-1][-1] == "1 of 4, 25 % (5–70 %)"
+    assert "Proved is what no change" in Read(page.html(audit)).text
+
+
 def test_budgets_of_loss_say_where_they_end():
     answers = [
         Answer("eps_lost_5", 0.0, "", Number(2 / 255, EPS[0], 3 / 255, 9)),

@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from poise import store
 from poise.auditing import drawings
-from poise.auditing.affected import Affected
 from poise.auditing.answers import LOST, worst
 from poise.auditing.drawings import Drawing, Line, counted, percent, shown
 from poise.auditing.intervals import UNKNOWN, Number
@@ -32,6 +31,7 @@ QUESTIONS = {  # in the order of the table, in words
     "accuracy": "right answers, of all",
     "trusted": "right and trusted answers, of all",
     "trusted_kept": "of the right and trusted answers: still trusted",
+    "trusted_certified": "of the right and trusted answers: proved to stay trusted",
     "trusted_kept_in_noise": "of the right and trusted answers: still trusted in random noise",
     "needless": "right answers not trusted (needless referrals)",
     "missed": "wrong answers trusted (missed referrals)",
@@ -39,6 +39,7 @@ QUESTIONS = {  # in the order of the table, in words
     "confidence": "mean confidence",
     "confidence_in_noise": "mean confidence in random noise",
     "confidence_of_right": "mean confidence of right answers",
+    "confidence_certified": "mean confidence of right answers: proved to be at least",
     "stable": "R: right answers that no attack changed (an upper estimate)",
     "bound": "(1 + R) / 2: the most that the mean confidence of right answers can be",
     "ece": "ECE, 15 bins",
@@ -74,14 +75,7 @@ def html(audit: Audit) -> str:
     Raises:
         InputError: so many models that their numbers alone are more.
     """
-    room = ROOM // max(1, 3 * sum(len(model.affected) for model in audit.models))
-    models = [_view(audit, model, room) for model in audit.models]
-    text = _render(
-        "page.html",
-        lambda value: _told(value).replace(" %", "\N{NO-BREAK SPACE}%"),
-        models=models,
-        **_context(audit),
-    )
+    text = _render("page.html", audit, lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%"))
     if (size := len(text.encode())) > LIMIT:
         raise InputError(
             f"a page of {len(audit.models)} models takes {size / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: "
@@ -129,12 +123,12 @@ def _leader(audit: Audit) -> str:
     for name in (model.name for model in audit.models):
         mine = [pair for pair in fair if name in (pair.first, pair.second)]
         if mine and all(pair.holds == name for pair in mine):
-            return f"The confidence of {_short(name)} holds more."
+            return f"The confidence of {short(name)} holds more."
     if all(pair.holds == TELLS_NOT for pair in fair):
         return "These images cannot tell which model’s confidence holds more."
     if len(audit.models) == 2 and len(who := {pair.holds for pair in fair} - {TELLS_NOT}) == 1:
         return (
-            f"The confidence of {_short(who.pop())} holds more on some grounds, on others one cannot tell."
+            f"The confidence of {short(who.pop())} holds more on some grounds, on others one cannot tell."
         )
     if len(audit.models) > 2:
         return "No model’s confidence holds more than all others’."
@@ -150,7 +144,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
     n, eps = len(audit.models[0].evidence.y), audit.epsilons[-1]
     return [
         (f"{n} images of {escaping.plain(str(audit.asked['data']))}", f"n = {n}"),
-        (f"each pixel changed by at most {_level(eps)} of 255 grey levels", f"ε = {spelled(eps)}"),
+        (f"each pixel changed by at most {level(eps)} of 255 grey levels", f"ε = {spelled(eps)}"),
         (
             f"an answer is trusted from a confidence of {100 * audit.threshold:.4g} % on",
             f"threshold {audit.threshold:.4g}",
@@ -190,6 +184,8 @@ def curves(model: Model) -> list[Drawing]:
         found = {"worst case": _along(model, question)}
         if model.evidence.noise:
             found["noise"] = [found["worst case"][0], *_along(model, f"{question}_in_noise")[1:]]
+        if model.evidence.certified and question == "trusted_kept":
+            found["proved"] = [found["worst case"][0], *_along(model, "trusted_certified")[1:]]
         drawn.append(_curve(title, found, model))
     return drawn
 
@@ -209,7 +205,7 @@ def _along(model: Model, question: str) -> list[Number]:
 def _curve(title: str, found: Mapping[str, Sequence[Number]], model: Model) -> Drawing:
     at = [0.0, *model.evidence.epsilons]
     lines = [Line(name, look, numbers) for look, (name, numbers) in zip(LOOKS, found.items(), strict=False)]
-    names, across = [_level(eps) for eps in at], "largest change, of 255 grey levels"
+    names, across = [level(eps) for eps in at], "largest change, of 255 grey levels"
     return drawings.curves(title, lines, at, names=names, across=across)
 
 
@@ -244,7 +240,7 @@ def lost(model: Model) -> list[str]:
 
     def end(eps: float) -> str:
         beyond = " or less" if eps <= known[0] else " or more" if eps >= known[-1] else ""
-        return f"{_level(eps)}{beyond}"
+        return f"{level(eps)}{beyond}"
 
     for question, share in LOST.items():
         number, of = model.number(question), f"{percent(share)} of the trusted answers"
@@ -273,7 +269,7 @@ def numbers(model: Model) -> Table:
 def summary(audit: Audit) -> Table:
     """The three numbers of every model."""
     lines = [
-        [_short(model.name), *(counted(of.number) for of in headlines(audit, model))]
+        [short(model.name), *(counted(of.number) for of in headlines(audit, model))]
         for model in audit.models
     ]
     return Table(["model", *(of.name.lower() for of in headlines(audit, audit.models[0]))], lines)
@@ -285,8 +281,8 @@ def comparison(audit: Audit) -> Table:
     for pair in _at_last(audit):
         off, names = pair.difference, (pair.first, pair.second)
         apart = f"{100 * off.estimate:+.0f} ({100 * off.low:+.0f} to {100 * off.high:+.0f})"
-        kept = [f"{_short(name)}: {shown(of)}" for name, of in zip(names, pair.kept, strict=True)]
-        lines.append([pair.grounds, _short(pair.holds), apart if math.isfinite(off.low) else "-", *kept])
+        kept = [f"{short(name)}: {shown(of)}" for name, of in zip(names, pair.kept, strict=True)]
+        lines.append([pair.grounds, short(pair.holds), apart if math.isfinite(off.low) else "-", *kept])
     return Table(["compared", "holds more", "points apart", "first", "second"], lines, words=2)
 
 
@@ -300,7 +296,7 @@ def league(audit: Audit) -> Table:
             mine = [p for p in at if p.grounds == ground and name in (p.first, p.second)]
             more, open_ = (sum(p.holds == who for p in mine) for who in (name, TELLS_NOT))
             cells.append(f"{more} / {len(mine) - more - open_} / {open_}")
-        lines.append([_short(name), *cells])
+        lines.append([short(name), *cells])
     return Table(["model", *grounds], lines)
 
 
@@ -328,9 +324,7 @@ def doubts(audit: Audit) -> list[str]:
 
 def markdown(audit: Audit) -> str:
     """The page's numbers in Markdown."""
-    models = [(model.name, numbers(model), lost(model)) for model in audit.models]
-    found = {"summary": summary(audit), "models": models, **_context(audit)}
-    return _render("page.md", lambda value: escaping.escape_markdown(_told(value)), **found)
+    return _render("page.md", audit, escaping.escape_markdown)
 
 
 def latex(audit: Audit) -> str:
@@ -356,77 +350,51 @@ def write(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
     return folder / f"{name}.html"
 
 
-def _render(template: str, write: Callable[[object], str], **context: object) -> str:
-    """The template with what it tells, each text of it by `write`; markup stays as it is."""
+def _render(template: str, audit: Audit, written: Callable[[str], str]) -> str:
+    """The template with what the functions here find in the audit, each text of it as written."""
     environment = Environment(
         loader=PackageLoader("poise.auditing"),
         autoescape=template.endswith("html"),
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else write(value),
+        finalize=lambda value: value if isinstance(value, Markup) else written(_told(value)),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers = (percent, shown, counted, spelled, drawings.bar)
-    return environment.get_template(template).render(**{f.__name__: f for f in helpers}, **context)
+    found = (lead, facts, headlines, summary, league, comparison, curves, together, distributions, classes)
+    told = (lost, numbers, doubts, made, pictures, level, short, spelled, percent, shown, counted)
+    environment.globals |= {of.__name__: of for of in (*found, *told, drawings.bar)}
+    size = (drawings.WIDTH, drawings.HEIGHT)
+    return environment.get_template(template).render(
+        audit=audit, eps=audit.epsilons[-1], limits=LIMITS, few=FEW, most=CLASSES, size=size
+    )
 
 
-def _context(audit: Audit) -> dict[str, object]:
-    """What every template needs."""
-    return {
-        "audit": audit,
-        "eps": audit.epsilons[-1],
-        "level": _level(audit.epsilons[-1]),
-        "lead": lead(audit),
-        "facts": facts(audit),
-        "pairs": comparison(audit),
-        "league": league(audit) if len(audit.models) > FEW else None,
-        "together": together(audit),
-        "doubts": doubts(audit),
-        "made": _made(audit),
-        "limits": LIMITS,
-        "size": (drawings.WIDTH, drawings.HEIGHT),
-    }
+def pictures(audit: Audit, model: Model) -> list[dict[str, object]]:
+    """The most affected images as data, in the room that each picture has."""
+    room, shown = ROOM // max(1, 3 * sum(len(each.affected) for each in audit.models)), []
+    for of in model.affected:
+        (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
+        change, largest = drawings.change(of.clean, of.attacked, limit=room)
+        uris = (clean, attacked, change)
+        shown.append({"of": of, "uris": uris, "exact": exact, "largest": level(largest)})
+    return shown
 
 
-def _view(audit: Audit, model: Model, room: int) -> dict[str, object]:
-    """What the page alone shows of one model."""
-    by_class = classes(audit, model)
-    return {
-        "name": model.name,
-        "short": _short(model.name),
-        "headlines": headlines(audit, model),
-        "curves": curves(model),
-        "lost": lost(model),
-        "distributions": distributions(audit, model),
-        "classes": by_class[:CLASSES],
-        "more": len(by_class[CLASSES:]),
-        "affected": [_pictures(of, room) for of in model.affected],
-        "numbers": numbers(model),
-        "made": audit.asked.get("models", {}).get(model.name, {}),
-    }
-
-
-def _pictures(of: Affected, room: int) -> dict[str, object]:
-    """One of the most affected images as data, in the room that each picture has."""
-    (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
-    change, largest = drawings.change(of.clean, of.attacked, limit=room)
-    return {"of": of, "uris": (clean, attacked, change), "exact": exact, "largest": _level(largest)}
-
-
-def _made(audit: Audit) -> dict[str, object]:
+def made(audit: Audit) -> dict[str, object]:
     """How the audit was made, the command first; what its models were stands with them."""
     asked = {k: v for k, v in audit.asked.items() if k not in ("kind", "models", "classes", "size_of")}
     asked["eps"] = [spelled(eps) for eps in audit.epsilons]
-    made = {"command": None, **audit.made, **asked}
-    return {name: value for name, value in made.items() if value is not None}
+    whole = {"command": None, **audit.made, **asked}
+    return {name: value for name, value in whole.items() if value is not None}
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A name as tables have room for; its section has all of it."""
     return escaping.plain(name, width=48)
 
 
-def _level(eps: float) -> str:
+def level(eps: float) -> str:
+    """A budget in grey levels of 255."""
     return f"{255 * eps:.3g}"
 
 
