@@ -19,7 +19,6 @@ from pathlib import Path
 import polars as pl
 import torch
 import zoo
-from torch import nn
 
 import poise
 from poise import attacks, metrics, store
@@ -63,14 +62,17 @@ HEAD = """# Attacks, measured
 decides only which points may be returned. At each step the logits are pulled along w = softmax(κz)
 − softmax(gz): down for the largest classes, up for the others. With g = 1 this is nearly the
 gradient of the log-confidence, meant for a tight budget; with g near 0 it leads to the uniform
-distribution, meant for a loose one. Each image finds its own g: losing the label shows that the
-budget is loose, so g falls to a quarter and the step by a tenth; while the label holds, g grows back.
-Steps shrink geometrically, with a little momentum. Five last forward passes look for the boundary
+distribution, meant for a loose one. Each image finds its own g: a class that leads for the first time
+shows that one more can be tied, so g falls to a twentieth; when leaders come back, no more than those
+tie, and g grows by half a step. At the end of the walk g goes to 1 everywhere. Steps shrink
+geometrically, by a tenth more wherever the label is lost; momentum is .3 until the label is lost for
+the first time, .6 from then on. Five last forward passes look for the boundary
 between the best point that keeps the label and the best that does not. The result is never worse than
 x in the attack's own forwards, keeps its label with a margin of 1e-4 in probability unless it is x
 itself, and costs `steps` gradients and `steps` + 6 forwards (`pytest tests/test_auto.py`). It is not the
 lowest for every single image: the line under each table says how often Adaptive or ConfSmooth is lower
-by more than .005; `worst_case` takes the lowest of the three.
+by more than .005; `worst_case` takes the lowest of the three. [Its versions](versions.md) are compared on
+fresh images.
 
 Compare attacks on the same images only. On `mnist-standard` at ε = .1 the means of `auto` over the first
 ten blocks of a hundred test images lie between .616 and .668:
@@ -86,23 +88,6 @@ done
 """
 
 
-class Counting(nn.Module):
-    """A net that counts its forward and backward passes."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.forwards, self.backwards = net, 0, 0
-
-    def count_backward(self, grad):
-        self.backwards += 1
-
-    def forward(self, x):
-        self.forwards += 1
-        if x.requires_grad:
-            x.register_hook(self.count_backward)
-        return self.net(x)
-
-
 def make(name, eps):
     """The attack of that name and budget."""
     if name == "worst_case":
@@ -112,7 +97,7 @@ def make(name, eps):
 
 def measure(case, name, eps):
     """One row, and the confidence of each image after the attack where its label is kept, else 1."""
-    net = Counting(case.model)
+    net = zoo.Counting(case.model)
     spent = {}
 
     class Timed:
@@ -142,13 +127,6 @@ def measure(case, name, eps):
         **spent,
     }
     return row, torch.where(records.kept, msp, 1.0)
-
-
-def interval(difference, draws=2000):
-    """The paired bootstrap's 95 % interval of a mean."""
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randint(len(difference), (draws, len(difference)), generator=generator)
-    return [float(q) for q in difference[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975]))]
 
 
 def section(net, eps, names, images, start):
@@ -184,7 +162,7 @@ def lead(after):
     """How far `auto` is below the lower of Adaptive and ConfSmooth, in words."""
     lower = min(LOWERING[:2], key=lambda n: float(after[n].mean()))
     difference = after["auto"] - after[lower]
-    low, high = interval(difference)
+    low, high = zoo.interval(difference)
     beaten = (torch.minimum(after["adaptive"], after["confsmooth"]) < after["auto"] - 0.005).float().mean()
     return (
         f"\n`auto` minus `{lower}`: {float(difference.mean()):+.4f}, paired 95 % interval "

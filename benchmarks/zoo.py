@@ -48,6 +48,33 @@ def folder() -> Path:
     return Path(path)
 
 
+# Measuring
+
+
+class Counting(nn.Module):
+    """A net that counts its forward and backward passes."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.forwards, self.backwards = net, 0, 0
+
+    def count_backward(self, grad):
+        self.backwards += 1
+
+    def forward(self, x):
+        self.forwards += 1
+        if x.requires_grad:
+            x.register_hook(self.count_backward)
+        return self.net(x)
+
+
+def interval(difference, draws=2000):
+    """The paired bootstrap's 95 % interval of a mean."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(difference), (draws, len(difference)), generator=generator)
+    return [float(q) for q in difference[chosen].mean(dim=1).quantile(torch.tensor([0.025, 0.975]))]
+
+
 # Images
 
 

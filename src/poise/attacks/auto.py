@@ -18,7 +18,8 @@ from poise.threat import Ball, check_step, held
 from poise.threat import ball as ball_of
 
 FIRST, LAST = 1.5, 0.04  # the lengths of the first and the last step in eps; they fall geometrically
-MOMENTUM = 0.3
+MOMENTUM, BEYOND = 0.3, 0.6  # until the label is lost for the first time, and from then on
+FALL, RISE = 0.05, 1.5  # of the greed: at a class that leads for the first time, and at every other step
 SHARPNESS, LEAST = 24.0, 3.0  # κ = 24 / standard deviation of the logits at x, at least 3
 SECANTS = 5  # forwards after the walk
 
@@ -42,7 +43,9 @@ class Auto:
     logits z is w = softmax(κ z) − softmax(g z): down with the largest logits, up with the others in
     proportion to softmax(g z). κ is fixed by the spread of z at x. An image's greed g begins at 1,
     where w is nearly the gradient of log max_j p_j, the best for a tight budget. Near 0 it leads to
-    the uniform distribution, the best for a loose one. A label that is lost shows a loose budget.
+    the uniform distribution, the best for a loose one. A class that leads for the first time shows that
+    one more can be tied, and g falls; when leaders come back, no more than those tie, and g rises again.
+    At the end of the walk every image is greedy: step t of T takes g^(1 − (t/(T−1))²).
 
     Args:
         ball: where the images may go.
@@ -83,17 +86,22 @@ class Auto:
         far = best._replace(top=torch.full_like(best.top, torch.inf))  # lowest where the label is lost
         sharp = (SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)
         greed = scale = torch.ones_like(best.top)
-        finite = torch.ones_like(best.kept)
+        momentum, finite = torch.full_like(best.top, MOMENTUM), torch.ones_like(best.kept)
+        led = torch.arange(best.z.shape[1], device=y.device) == y[:, None]  # classes that ever led
         fall = min(1.0, max(LAST / FIRST, 2.4 * self.steps**-1.5))  # few steps must not shrink too fast
         for t in range(self.steps):
-            greed = torch.where(new.kept, (1.25 * greed).clamp(max=1), 0.25 * greed)
+            done = t / max(1, self.steps - 1)
+            leader = new.z.argmax(dim=1, keepdim=True)
+            known, led = led.gather(1, leader)[:, 0], led.scatter(1, leader, True)
+            greed = torch.where(known, (RISE * greed).clamp(max=1), FALL * greed)
             scale = torch.where(new.kept, scale, 0.9 * scale)
-            w = _direction(new.z, y, sharp, greed, new.kept)
+            momentum = torch.where(new.kept, momentum, BEYOND)
+            w = _direction(new.z, y, sharp, greed ** (1 - done**2), new.kept)
             slope = gradient_of(logits, at, w.to(logits.dtype))
             size = slope.abs().flatten(1).mean(dim=1)
             finite &= torch.isfinite(size)  # the sign of NaN is 0, so it would not show in x
-            speed = MOMENTUM * speed + slope / per_image(size.where(size > 0, 1))
-            length = self.step * fall ** (t / max(1, self.steps - 1)) * scale
+            speed = per_image(momentum).to(slope.dtype) * speed + slope / per_image(size.where(size > 0, 1))
+            length = self.step * fall**done * scale
             at = at.detach() - per_image(length).to(at.dtype) * ball.steepest(speed)
             at = ball.project(at, center, draw.at(t)).requires_grad_(t + 1 < self.steps)
             logits = ask(model, at)
