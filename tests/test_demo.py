@@ -57,13 +57,19 @@ def test_the_audit_says_which_of_the_two_holds_and_by_how_much(demo):
     assert holds["raw"] == holds["at equal scale"] == holds["at equal clean confidence"] == "uat-smooth"
 
 
-def test_the_report_is_there_and_a_second_run_trains_nothing(demo, capsys):
+def test_the_page_is_there_and_a_second_run_trains_nothing(demo, capsys):
     out, _ = demo
-    assert "data:image/svg" in (out / "report.html").read_text()
+    page = (out / "audit" / "audit.html").read_text()
+    found = json.loads((out / "audit" / "audit.json").read_text())
+    [kept] = [
+        a for a in found["models"][0]["answers"] if a["question"] == "trusted_kept" and a["eps"] == 0.15
+    ]
+    assert f"{kept['count']} of {kept['n']}" in page
     weights = (out / "train-uat-smooth" / "model.safetensors").stat().st_mtime_ns
     main(["demo", "--out", str(out)])
     assert (out / "train-uat-smooth" / "model.safetensors").stat().st_mtime_ns == weights
-    assert "right answers with a confidence of 0.5 or more" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "right answers with a confidence of 0.5 or more" in told and "audit.html" in told
 
 
 def test_run_folders_hold_no_pickles_and_say_what_they_are(demo):

@@ -34,7 +34,7 @@ def demo(*, out: Path = Path("demo")) -> None:
     """Train two nets on embedded digits and audit both: the whole story in about a minute.
 
     Args:
-        out: Folder for the runs, the audit and the report.
+        out: Folder for the runs and the audit with its page.
     """
     check_out(out)
     import torch
@@ -44,8 +44,8 @@ def demo(*, out: Path = Path("demo")) -> None:
     torch.set_num_threads(1)  # two threads on nets this small only wait for each other
     with bars() as progress:
         found = demo(out, progress=progress)
-    show([out / "audit" / model.folder for model in found.models], out)
     print(found.verdict)
+    print(f"page: {out / 'audit' / 'audit.html'}")
 
 
 def report(
