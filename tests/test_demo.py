@@ -74,7 +74,7 @@ def test_the_page_is_there_and_a_second_run_trains_nothing(demo, capsys):
 
 def test_run_folders_hold_no_pickles_and_say_what_they_are(demo):
     out, _ = demo
-    kinds = {file.suffix for file in out.rglob("*") if file.is_file()}
+    kinds = {file.suffix for file in out.rglob("[!.]*") if file.is_file()}  # and empty lock files
     assert kinds == {".json", ".parquet", ".safetensors", ".html", ".md", ".tex"}
     job = json.loads((out / "train-uat-smooth" / "job.json").read_text())
     assert job["versions"]["torch"] and job["seconds"] > 0
