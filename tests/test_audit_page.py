@@ -247,7 +247,12 @@ def test_the_first_line_follows_the_range(kept, of, word):
 
 def test_a_threshold_that_refers_nothing_is_no_success():
     answers = [Answer("trusted_kept", EPS[-1], "", share([True] * 200))]
-    assert page.lead(_of(answers, threshold=0.5))[0] == "A threshold of 50 % says nothing here."
+    audit = _of(answers, threshold=0.5)
+    assert page.lead(audit)[0] == "A threshold of 50 % says nothing here."
+    assert audit.verdict.startswith(
+        "With 2 classes no confidence is below 1/2: this threshold says nothing."
+    )
+    assert "says nothing" not in _of(answers, threshold=0.51).verdict
 
 
 def test_what_was_not_tried_is_said():

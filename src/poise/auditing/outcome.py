@@ -127,8 +127,16 @@ class Audit:
     @property
     def verdict(self) -> str:
         """What a person has to know, in a few plain sentences."""
-        eps = self.epsilons[-1]
-        return " ".join([*(_of_model(self, m, eps) for m in self.models), *_of_pairs(self, eps)])
+        eps, k = self.epsilons[-1], len(self.models[0].evidence.classes)
+        parts = [*(_of_model(self, m, eps) for m in self.models), *_of_pairs(self, eps)]
+        if self.refers_nothing:
+            parts.insert(0, f"With {k} classes no confidence is below 1/{k}: this threshold says nothing.")
+        return " ".join(parts)
+
+    @property
+    def refers_nothing(self) -> bool:
+        """Whether no answer can have a confidence below the threshold."""
+        return len(self.models[0].evidence.classes) * self.threshold <= 1
 
     def frame(self) -> pl.DataFrame:
         """Every number: model, question, eps, of (a class), estimate, low, high, n, count, recalibrated."""

@@ -87,7 +87,8 @@ def html(audit: Audit) -> str:
 def lead(audit: Audit) -> tuple[str, str]:
     """The verdict in one line, and in one plain sentence more."""
     eps, first = audit.epsilons[-1], audit.models[0]
-    if (k := len(first.evidence.classes)) * audit.threshold <= 1:
+    if audit.refers_nothing:
+        k = len(first.evidence.classes)
         return f"A threshold of {percent(audit.threshold)} says nothing here.", (
             f"With {k} classes no confidence can be below {percent(1 / k)}, so that every answer is "
             "trusted, whatever the image. Audit again with a higher threshold."
