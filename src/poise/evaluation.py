@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice
 from queue import SimpleQueue
 
 import torch
@@ -21,6 +22,7 @@ from poise.checks import InputError, check_choice, check_count, check_images, ch
 from poise.metrics import perturbation
 from poise.modes import LogitsAlone, called, check_one_answer, evaluating, logits_in, pair
 from poise.records import Records
+from poise.resources import suited, using
 from poise.shapes import Images, Labels, Model, Probabilities
 
 Devices = Sequence[torch.device | str]
@@ -43,6 +45,7 @@ def evaluate(
     The judge runs in evaluation mode, without autocast, in float32 (float64 for a float64 model),
     at another batch size than the attack's. Every batch is attacked with the same seed, and draws
     belong to images, so results do not depend on how the data is cut into batches, nor on devices.
+    The first batch says how many threads suit (`poise.resources`); a number of your own is kept.
 
     Args:
         model: images in [0, 1] -> logits, on the device that it is to run on. Of a dict, a tuple or a
@@ -67,11 +70,16 @@ def evaluate(
     """
     check_one_answer(model)
     batches = labels.as_in(model, batches)
-    homes = _homes(model, devices)
+    homes, checked = _homes(model, devices), _check_batches(batches, examples)
+    first = list(islice(checked, 1))
+
+    def threads() -> int:
+        home, x = homes[0], first[0][0]
+        return suited(home.model, x[:2].to(home.device, home.dtype), images=len(x))
 
     def parts() -> Iterator[Records]:
         done = 0
-        for part in _attack_batches(homes, _check_batches(batches, examples), attack, seed, certificate):
+        for part in _attack_batches(homes, chain(first, checked), attack, seed, certificate):
             if certificate is not None:
                 check_bracket(part, certificate, first=done)
             done += len(part)
@@ -79,7 +87,8 @@ def evaluate(
             yield part
             on_batch(len(part))
 
-    return Records.join(parts())
+    with using(threads if first else None):
+        return Records.join(parts())
 
 
 def choose_devices(

@@ -155,7 +155,8 @@ def whole(folder: Path, name: str, content: Json) -> Path:
 def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) -> list[tuple[str, str]]:
     """What differs now from the circumstances that the run has had so far; job.json notes both.
 
-    Versions, the device and the number of devices count: "torch 2.8.0" before, say, and "2.11.0" now.
+    Versions, the device, the number of devices and, on the CPU, of threads, by which gradients are summed,
+    count: "torch 2.8.0" before, say, and "2.11.0" now.
     """
     then, now = read_job(folder), circumstances(device) | {"devices": devices}
     differ = [
@@ -167,10 +168,17 @@ def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) 
         differ.append((then["device"], now["device"]))
     if then.get("devices", devices) != devices:
         differ.append((f"{then['devices']} devices", str(devices)))
+    if then["device"] == now["device"] == "cpu" and then["threads"] != now["threads"]:
+        differ.append((f"{then['threads']} threads", f"{now['threads']}"))
     if differ:
         earlier = {name: then.get(name) for name in now}
         note(folder, **now, earlier=[*then.get("earlier", []), earlier])
     return differ
+
+
+def threads_of(folder: Path) -> int | None:
+    """The threads that the run in that folder was made with, the last ones; None if there is none."""
+    return int(read_job(folder)["threads"]) if (folder / "job.json").exists() else None
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.records import Records
 from poise.report import read
+from poise.resources import suited, using
 from poise.training.outcome import read_finished, read_marks
 
 PROBE = 16  # images on which every attack is run once more, watched
@@ -123,9 +124,11 @@ def audit(
         **matched,
         "seed": seed,
     }
-    store.open_run(folder, job, device=homes[0])
     fits = partial(fit_findings, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out)
-    with store.alone(folder):
+    with (
+        using(lambda: store.threads_of(folder) or threads_for(net, data)),
+        store.alone(store.open_run(folder, job, device=homes[0])),
+    ):
         if "source" not in store.read_job(folder):
             with store.writing(folder):
                 store.note(folder, source=data.told)
@@ -153,6 +156,13 @@ def audit(
         if probe and (left or not {*looked_at} <= {*store.read_job(folder).get("diagnosed", [])}):
             _diagnose(net, data, looked_at, folder, probe, fits(net, data))
     return folder
+
+
+def threads_for(net: nn.Module, data: ImageSet) -> int:
+    """Threads that suit a batch of the data."""
+    x, _ = next(data.batches(torch.arange(min(2, len(data)))))
+    weight = next(net.parameters(), torch.empty(0))
+    return suited(net, x.to(weight.device, weight.dtype), images=min(data.batch_size, len(data)))
 
 
 def _left(folder: Path, attacks: Mapping[str, Attack]) -> dict[str, Attack]:

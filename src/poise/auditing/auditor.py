@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from poise.attacks import Attack
 from poise.auditing import page, pairs
 from poise.auditing.affected import Affected, attack_again
 from poise.auditing.answers import Evidence, Seen, answers
-from poise.auditing.audit import Loaded, load_model, set_aside
+from poise.auditing.audit import Loaded, load_model, set_aside, threads_for
 from poise.auditing.audit import audit as attack_all
 from poise.auditing.fitting import match_labels
 from poise.auditing.outcome import Audit, Model
@@ -43,6 +44,7 @@ from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
 from poise.report.runs import records_of
+from poise.resources import using
 from poise.shapes import Images, Labels
 
 THRESHOLD = 0.5
@@ -159,8 +161,14 @@ def audit(
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "audit" if out is None else Path(out)
-        asked = _within(asked, nets, folder, size, time_limit, on_choice)
-        return _audited(asked, nets, folder, kept=out is not None, command=command)
+        with using(partial(_threads, asked, nets, folder)):
+            asked = _within(asked, nets, folder, size, time_limit, on_choice)
+            return _audited(asked, nets, folder, kept=out is not None, command=command)
+
+
+def _threads(asked: Asked, nets: Mapping[str, Loaded], folder: Path) -> int:
+    """Those of the audit that is there, or those that suit the largest of the models."""
+    return store.threads_of(folder) or max(threads_for(net.net, asked.data) for net in nets.values())
 
 
 def _within(

@@ -37,11 +37,8 @@ def demo(*, out: Path = Path("demo")) -> None:
         out: Folder for the runs and the audit with its page.
     """
     check_out(out)
-    import torch
-
     from poise.auditing.demo import demo
 
-    torch.set_num_threads(1)  # two threads on nets this small only wait for each other
     with bars() as progress:
         found = demo(out, progress=progress)
     print(found.verdict)

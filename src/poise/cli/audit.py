@@ -37,6 +37,7 @@ def audit(
     batch_size: int = 128,
     devices: int | None = None,
     accelerator: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
     seed: int = 0,
     root: Path = Path("data"),
     read: Preparation = AS_IT_IS,
@@ -65,6 +66,7 @@ def audit(
         batch_size: Images a batch.
         devices: So many GPUs, each with a copy of the model; all in sight by default.
         accelerator: auto takes GPUs where there are some.
+        threads: Threads of arithmetic; by default what suits the model and batch, or OMP_NUM_THREADS.
         seed: Of the attacks' draws and of the choice of images.
         root: Folder of downloaded data sets.
         read: How images are brought to one shape, and which are left out; by default as the first model's
@@ -72,17 +74,18 @@ def audit(
     """
     if not models:
         raise InputError("name at least one model: poise audit MODEL --data D")
-    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size)
+    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, threads=threads)
     check_number("threshold", threshold, 0, 1, hint="it is a confidence")
     limit = None if time_limit is None else seconds(time_limit)
     from poise import data as sets
     from poise.auditing.auditor import audit
     from poise.auditing.fitting import preparation_for
     from poise.labels import pairs
+    from poise.resources import using
 
     matched, read = pairs(class_map), read.over(preparation_for(models[0], weights))
     source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
-    with bars() as progress:
+    with using(threads), bars() as progress:
         found = audit(
             models,
             source,

@@ -42,6 +42,7 @@ def compare(
     from poise.auditing import comparison
     from poise.labels import pairs
     from poise.report.tables import Table
+    from poise.resources import using
     from poise.training.outcome import read_finished
 
     if not runs:
@@ -54,7 +55,7 @@ def compare(
     matched = pairs(source.class_map)
     held, images = source.set_aside(source.load(str(runs[0])))
     images = source.draw(images)
-    with bars() as progress:
+    with using(source.threads), bars() as progress:
         frame = comparison.compare(
             runs,
             images,

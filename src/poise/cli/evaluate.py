@@ -69,6 +69,7 @@ def evaluate(
     """
     from poise.auditing.audit import audit
     from poise.labels import pairs
+    from poise.resources import using
 
     source.check(out, steps=steps)
     check_number("threshold", threshold, 0, 1)
@@ -90,7 +91,7 @@ def evaluate(
         held, images = source.set_aside(images)
     images = source.draw(images)
     print(f"{len(images)} images x {', '.join(chosen)}: each is timed on a few images first", flush=True)
-    with bars() as progress:
+    with using(source.threads), bars() as progress:
         run = audit(
             model,
             images,

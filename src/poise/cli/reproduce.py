@@ -32,6 +32,7 @@ def reproduce(
     weights: tuple[str, ...] = (),
     data: tuple[str, ...] = (),
     jobs: str = "0/1",
+    threads: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Run a table or figure of the paper and put its numbers beside ours; the same command resumes.
@@ -50,14 +51,16 @@ def reproduce(
         data: Other data for one of the paper's sets, as NAME=DATA, e.g. CIFAR-10=npz:cifar10.npz.
         jobs: Run only every n-th net's jobs, as i/n with i from 0: for several machines with one OUT. Pages
             are written of what is there.
+        threads: Threads of arithmetic; by default what suits each net, or OMP_NUM_THREADS.
         dry_run: Print what would be run and about how long it takes.
     """
     from poise.paper import book, suites
     from poise.paper.jobs import distinct, run, share
     from poise.paper.nets import Place
     from poise.paper.readings import READING_OF
+    from poise.resources import using
 
-    check_asked(out, seeds=seeds)
+    check_asked(out, seeds=seeds, threads=threads)
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
@@ -74,7 +77,7 @@ def reproduce(
     if dry_run:
         _show_plan(todo, place)
         return
-    with bars() as progress:
+    with using(threads), bars() as progress:
         failed = run(todo, place, progress=progress)
     if failed and name not in ("claims", "all"):
         raise InputError("; ".join(failed))

@@ -52,6 +52,7 @@ class Source:
         seed: Of the attacks' draws and of the choice of images.
         devices: So many GPUs, each with a copy of the model; all in sight by default.
         accelerator: auto takes GPUs where there are some.
+        threads: Threads of arithmetic; by default what suits the model and batch, or OMP_NUM_THREADS.
         files: Which of them.
     """
 
@@ -63,6 +64,7 @@ class Source:
     seed: int = 0
     devices: int | None = None
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
     files: Flat[Files] = ALL
 
     def check(self, out: Path, *, steps: int | None) -> None:
@@ -71,7 +73,12 @@ class Source:
         Raises:
             InputError: one of them.
         """
-        counts = {"images": self.files.images, "held_out": self.held_out, "batch_size": self.batch_size}
+        counts = {
+            "images": self.files.images,
+            "held_out": self.held_out,
+            "batch_size": self.batch_size,
+            "threads": self.threads,
+        }
         check_asked(out, seed=self.seed, steps=steps, **counts)
 
     def load(self, model: str, weights: str | None = None) -> ImageSet:

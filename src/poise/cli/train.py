@@ -28,6 +28,7 @@ def train(
     nodes: int | None = None,
     strategy: Literal["auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"] = "auto",
     accelerator: Literal["auto", "cpu", "cuda"] = "auto",
+    threads: int | None = None,
     tensorboard: bool = False,
     files: Flat[Files] = ALL,
 ) -> None:
@@ -44,12 +45,14 @@ def train(
         nodes: Machines; what torchrun says, else 1.
         strategy: Lightning's name of it: auto or ddp.
         accelerator: auto, cpu or cuda.
+        threads: Threads of arithmetic; by default what suits the model and batch, or OMP_NUM_THREADS.
         tensorboard: Write TensorBoard's files into the run folder.
         files: What it is trained on.
     """
-    check_asked(out, images=files.images, devices=devices, nodes=nodes)
+    check_asked(out, images=files.images, devices=devices, nodes=nodes, threads=threads)
     from poise import data as sets
     from poise import training
+    from poise.resources import using
 
     chosen = _defense(job.defense, option, eps=eps, step=step, steps=steps)
     source = sets.load(
@@ -63,7 +66,7 @@ def train(
     fabric = training.fabric_for(
         job, devices=devices, nodes=nodes, strategy=strategy, accelerator=accelerator
     )
-    with bars() as progress:
+    with using(threads), bars() as progress:
         training.train(job, source, chosen, out, fabric=fabric, progress=progress, tensorboard=tensorboard)
     if fabric.is_global_zero:
         print(f"trained: {out}")

@@ -10,10 +10,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from poise import store
 from poise.checks import NotFiniteError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
+from poise.resources import suited, using
 from poise.train_job import TrainJob
 from poise.training.batches import generator
 from poise.training.devices import agree, check_fabric, fabric_for, reduce, shares, sum_gradients
@@ -75,15 +77,24 @@ def train(
         requests() as asked,
     ):
         run = begin(job, data.batched(job.batch_size), defense, fabric)
-        keeper.open(run)
-        while run.step < run.steps:
-            if _epoch(run, asked, progress if fabric.is_global_zero else silent):
-                keeper.close_epoch(run, show)
-            else:
-                keeper.save(run)
-            if agree(fabric, asked.code) and run.step < run.steps:
-                asked.leave(run.step, run.steps, keeper.folder)
-        return keeper.finish(run)
+        with using(lambda: store.threads_of(keeper.folder) or _threads(run)):
+            keeper.open(run)
+            while run.step < run.steps:
+                if _epoch(run, asked, progress if fabric.is_global_zero else silent):
+                    keeper.close_epoch(run, show)
+                else:
+                    keeper.save(run)
+                if agree(fabric, asked.code) and run.step < run.steps:
+                    asked.leave(run.step, run.steps, keeper.folder)
+            return keeper.finish(run)
+
+
+def _threads(run: Run) -> int:
+    """Threads that suit a step on the CPU: by the part of a batch that goes through the model at once."""
+    chosen = run.train[: run.job.batch_size]
+    part = next(shares(len(chosen), run.fabric, run.job.accumulate))
+    x, _ = run.batch(chosen, part, 0)
+    return suited(run.model, x[:2], images=len(x))
 
 
 def _epoch(run: Run, asked: Request, progress: Progress) -> bool:
