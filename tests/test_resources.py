@@ -14,6 +14,7 @@ from poise.cli import main
 from poise.resources import suited, using
 from poise.training import TrainJob, train
 
+torch.manual_seed(0)
 X, Y = torch.rand(4, 1, 8, 8), torch.arange(4)
 TINY = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 WIDE = nn.Sequential(
@@ -184,6 +185,6 @@ def test_the_flag_wins_over_the_work_and_over_what_was_noted(tmp_path, monkeypat
 
 
 def test_an_audit_notes_its_threads(tmp_path):
-    digits = data.digits("test").subset(12, seed=0)
-    found = poise.audit(TINY, digits, out=tmp_path / "a", eps=0.1, held_out=3)
+    digits = data.digits("test").subset(112, seed=0)
+    found = poise.audit(TINY, digits, out=tmp_path / "a", eps=0.1, held_out=100)
     assert found.made["threads"] == noted(tmp_path / "a") == noted(tmp_path / "a" / "1") == 1

@@ -71,7 +71,8 @@ def evaluate(
     check_one_answer(model)
     batches = labels.as_in(model, batches)
     homes, checked = _homes(model, devices), _check_batches(batches, examples)
-    first = list(islice(checked, 1))
+    first = deque(islice(checked, 1))
+    every = chain((first.popleft() for _ in range(len(first))), checked)  # each let go when it is done
 
     def threads() -> int:
         home, x = homes[0], first[0][0]
@@ -79,7 +80,7 @@ def evaluate(
 
     def parts() -> Iterator[Records]:
         done = 0
-        for part in _attack_batches(homes, chain(first, checked), attack, seed, certificate):
+        for part in _attack_batches(homes, every, attack, seed, certificate):
             if certificate is not None:
                 check_bracket(part, certificate, first=done)
             done += len(part)
