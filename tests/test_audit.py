@@ -94,7 +94,7 @@ def test_so_it_is_in_the_diagnostics_the_report_and_a_comparison(run, tmp_path, 
 def test_a_disk_without_room_for_the_records_is_refused_before_the_first_attack(run, tmp_path, monkeypatch):
     out, calls = tmp_path / "out", counted(monkeypatch, Timed, "__call__")
     disk = collections.namedtuple("disk", "total used free")
-    need = 2 * 8 * (40 * (9 + 2 * 5) + 2 * 8 * 64)
+    need = 2 * 8 * (40 * (11 + 2 * 5) + 2 * 8 * 64)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: disk(0, 0, need - 1))
         with pytest.raises(store.InputError, match=r"may need 0\.0 MB: make room"):

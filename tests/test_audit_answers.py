@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from poise import metrics
 from poise.auditing import intervals
@@ -160,3 +161,12 @@ def test_the_frame_has_a_line_an_answer(found):
     table = frame("net", found)
     assert table.height == len(found)
     assert {"model", "question", "eps", "of", "estimate", "low", "high", "n", "count"} == {*table.columns}
+
+
+@pytest.mark.parametrize("n", [1, 7, 200])
+def test_the_interval_of_a_share_is_scipy_s_wilson(n):
+    for count in {0, 1, n // 3, n}:
+        found = intervals.share([True] * count + [False] * (n - count))
+        expected = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
+        assert found.low == pytest.approx(expected.low, abs=1e-12)
+        assert found.high == pytest.approx(expected.high, abs=1e-12)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from poise.auditing.intervals import Array, Number, share
+from poise.auditing.intervals import Array, Number, counted, percent, share
 from poise.report.tables import Table
 
 WIDTH, HEIGHT = 360, 232  # a phone's width, so that letters keep their size there
@@ -88,40 +88,6 @@ class Panel:
         """The path through the points, those that are not known left out."""
         known = [f"{self.across(x):.1f} {self.down(y):.1f}" for x, y in points if np.isfinite(y)]
         return "M" + "L".join(known) if known else ""
-
-
-def percent(value: float, *, digits: int = 0) -> str:
-    """A share as people write it: all and none are said of all and none alone.
-
-    >>> percent(0.824), percent(0.004, digits=1), percent(0.996), percent(1.0)
-    ('82 %', '0.4 %', '99.6 %', '100 %')
-    """
-    while digits < 3 and 0 < round(value, 9) < 1 and float(f"{100 * value:.{digits}f}") in (0, 100):
-        digits += 1
-    return f"{100 * value:.{digits}f} %" if np.isfinite(value) else "not known"
-
-
-def shown(number: Number) -> str:
-    """A share with its interval.
-
-    >>> shown(Number(0.82, 0.75, 0.87, 155, 127)), shown(Number(0.004, 0.001, 0.008, 2000, 8))
-    ('82 % (75–87 %)', '0.4 % (0.1–0.8 %)')
-    """
-    digits = int(number.n >= 1000)
-    middle = percent(number.estimate, digits=digits)
-    if not np.isfinite([number.estimate, number.low, number.high]).all():
-        return middle
-    low, high = (percent(end, digits=digits) for end in (number.low, number.high))
-    return f"{middle} ({low.removesuffix(' %')}–{high})"
-
-
-def counted(number: Number) -> str:
-    """Of how many a share is, with the interval.
-
-    >>> counted(Number(0.82, 0.75, 0.87, 155, 127))
-    '127 of 155, 82 % (75–87 %)'
-    """
-    return shown(number) if number.count is None else f"{number.count} of {number.n}, {shown(number)}"
 
 
 def curves(

@@ -50,6 +50,40 @@ class Number:
 UNKNOWN = Number(math.nan, math.nan, math.nan, 0)
 
 
+def percent(value: float, *, digits: int = 0) -> str:
+    """A share as people write it: all and none are said of all and none alone.
+
+    >>> percent(0.824), percent(0.004, digits=1), percent(0.996), percent(1.0)
+    ('82 %', '0.4 %', '99.6 %', '100 %')
+    """
+    while digits < 3 and 0 < round(value, 9) < 1 and float(f"{100 * value:.{digits}f}") in (0, 100):
+        digits += 1
+    return f"{100 * value:.{digits}f} %" if math.isfinite(value) else "not known"
+
+
+def shown(number: Number) -> str:
+    """A share with its interval.
+
+    >>> shown(Number(0.82, 0.75, 0.87, 155, 127)), shown(Number(0.004, 0.001, 0.008, 2000, 8))
+    ('82 % (75–87 %)', '0.4 % (0.1–0.8 %)')
+    """
+    digits = int(number.n >= 1000)
+    middle = percent(number.estimate, digits=digits)
+    if not all(map(math.isfinite, (number.estimate, number.low, number.high))):
+        return middle
+    low, high = (percent(end, digits=digits) for end in (number.low, number.high))
+    return f"{middle} ({low.removesuffix(' %')}–{high})"
+
+
+def counted(number: Number) -> str:
+    """Of how many a share is, with the interval.
+
+    >>> counted(Number(0.82, 0.75, 0.87, 155, 127))
+    '127 of 155, 82 % (75–87 %)'
+    """
+    return shown(number) if number.count is None else f"{number.count} of {number.n}, {shown(number)}"
+
+
 def share(of: ArrayLike) -> Number:
     """The share of true entries, with Wilson's interval (Wilson 1927).
 
@@ -60,9 +94,14 @@ def share(of: ArrayLike) -> Number:
     mask = np.asarray(of, dtype=bool)
     if not mask.size:
         return UNKNOWN
-    count = int(mask.sum())
-    found = stats.binomtest(count, mask.size).proportion_ci(LEVEL, method="wilson")
-    return Number(count / mask.size, float(found.low), float(found.high), mask.size, count)
+    count, n = int(mask.sum()), mask.size
+    z = float(stats.norm.ppf((1 + LEVEL) / 2))
+    middle, half = (
+        (count + z * z / 2) / (n + z * z),
+        z * math.sqrt(count * (n - count) / n + z * z / 4) / (n + z * z),
+    )
+    low, high = (0.0 if count == 0 else middle - half), (1.0 if count == n else middle + half)
+    return Number(count / n, low, high, n, count)
 
 
 def mean(values: ArrayLike, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Number:

@@ -15,7 +15,7 @@ import polars as pl
 from poise.auditing import answers, pairs
 from poise.auditing.affected import Affected
 from poise.auditing.answers import Answer, Evidence
-from poise.auditing.intervals import UNKNOWN, Number
+from poise.auditing.intervals import UNKNOWN, Number, counted, shown
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.auditing.suite import spelled
 from poise.checks import InputError
@@ -212,23 +212,6 @@ def read_content(file: str | Path) -> dict[str, Any]:
     return content
 
 
-def counted(number: Number) -> str:
-    """A share as people read it.
-
-    >>> from poise.auditing.intervals import share
-    >>> counted(share([True] * 127 + [False] * 28))
-    '127 of 155 (82 %, 75–87 %)'
-    """
-    if not number.n or number.count is None:
-        return "none of 0"
-    ends = f"{_percent(number.low)}–{_percent(number.high)} %"
-    return f"{number.count} of {number.n} ({_percent(number.estimate)} %, {ends})"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}"
-
-
 def _of_model(audit: Audit, model: Model, eps: float) -> str:
     kept, trusted = model.number("trusted_kept", eps), model.number("trusted")
     if not kept.n:
@@ -236,7 +219,7 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
     lost = trusted.n and kept.n - (kept.count or 0)
     text = (
         f"{model.name}: of {kept.n} right answers with a confidence of {audit.threshold:g} or more, "
-        f"{kept.count} ({_percent(kept.estimate)} %, {_percent(kept.low)}–{_percent(kept.high)} %) keep it "
+        f"{shown(kept)} keep it "
         f"when every pixel may change by {spelled(eps)} of its range; {lost} can be pushed below it while "
         "the answer stays right"
     )
@@ -264,11 +247,11 @@ def _of_pairs(audit: Audit, eps: float) -> list[str]:
         if who == {TELLS_NOT}:
             said.append(f"Between {first} and {second} these images cannot tell which holds more.")
         elif len(who) == 1:
-            shown = fair[-1]
-            off = shown.difference
-            points = "–".join(_percent(v) for v in sorted((abs(off.low), abs(off.high))))
+            last = fair[-1]
+            off = last.difference
+            points = "–".join(f"{100 * v:.0f}" for v in sorted((abs(off.low), abs(off.high))))
             said.append(
-                f"{who.pop()} holds more: {shown.grounds} it keeps {_percent(abs(off.estimate))} points "
+                f"{who.pop()} holds more: {last.grounds} it keeps {100 * abs(off.estimate):.0f} points "
                 f"more of its trusted answers ({points}), and on all other fair grounds too."
             )
         else:

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from poise import store
 from poise.auditing import drawings
 from poise.auditing.answers import LOST, worst
-from poise.auditing.drawings import Drawing, Line, counted, percent, shown
-from poise.auditing.intervals import UNKNOWN, Number
+from poise.auditing.drawings import Drawing, Line
+from poise.auditing.intervals import UNKNOWN, Number, counted, percent, shown
 from poise.auditing.outcome import Audit, Model
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.auditing.suite import spelled
