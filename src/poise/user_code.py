@@ -48,9 +48,9 @@ def beside(name: str) -> Iterator[None]:
         sys.path[:] = before
 
 
-def is_code(name: str) -> bool:
+def is_code(name: object) -> bool:
     """Whether the name is FILE.py:NAME, so that code of the user's stands behind it."""
-    return ".py:" in name
+    return isinstance(name, str) and ".py:" in name
 
 
 def code_digest(name: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import accepted, check_finite, wide
 from poise.checks import check_count, check_logits, check_number, settle
 from poise.draws import Draw
-from poise.modes import ask, evaluating, logits_in
+from poise.modes import ask, evaluating
 from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Model, PerSample, per_image
 from poise.threat import Ball, held
@@ -55,18 +56,24 @@ class Noise:
             return self._best(model, center, y, Draw.of(center, generator))
 
     def _best(self, model: Model, center: Images, y: Labels | None, draw: Draw) -> Images:
-        logits = logits_in(ask(model, center)).to(center.device)
+        logits = _ask(model, center)
         check_logits(logits, len(center), y)
         y = logits.argmax(dim=1) if y is None else y
         best, lowest, ball = center, _top(logits), held(self.ball, center)
         for number in range(self.tries):
             way = ball.steepest(draw.at(2 * number).normal(center))
             at = ball.project(center + self.eps * way, center, draw.at(2 * number + 1))
-            logits = logits_in(ask(model, at)).to(center.device)
+            logits = _ask(model, at)
             check_finite(torch.isfinite(logits).all(dim=1))
             better = holds(logits, y, self.margin) & (_top(logits) < lowest)
             best, lowest = torch.where(per_image(better), at, best), _top(logits).where(better, lowest)
         return best
+
+
+def _ask(model: Model, x: Images) -> Logits:
+    out = ask(model, x)
+    logits: Logits = torch.tensor(out) if isinstance(out, np.ndarray) else out
+    return logits.to(x.device) if isinstance(logits, torch.Tensor) else logits
 
 
 def _top(logits: Logits) -> PerSample:
