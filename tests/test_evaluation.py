@@ -430,3 +430,11 @@ def test_a_model_of_probabilities_is_refused():
 def test_a_half_precision_model_is_refused():
     with pytest.raises(InputError, match=r"float16.*model\.float\(\)"):
         evaluate(net().half(), digits(), Applied(torch.clone))
+
+
+def test_images_are_counted_from_where_an_evaluation_starts():
+    broken = torch.full((1, 1, 8, 8), float("nan"))
+    fine = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(fine, torch.zeros(3).long()), (broken, torch.zeros(1).long())]
+    with pytest.raises(InputError, match=r"\b13\b"):
+        evaluate(net(), batches, Applied(nothing), start=10)

@@ -39,6 +39,7 @@ def evaluate(
     on_records: Callable[[Records], object] = lambda records: None,
     devices: Devices = (),
     certificate: Certificate | None = None,
+    start: int = 0,
 ) -> Records:
     """What the attack does to every image, by forwards that the attack has no part in.
 
@@ -62,6 +63,7 @@ def evaluate(
             default, the model runs where it lies.
         certificate: bounds the confidence over its ball round every image (`poise.certify`), in
             `records.lower` and `records.upper`.
+        start: the number of the first image, for messages.
 
     Raises:
         InputError: no images, or images, labels, logits or attacked images that cannot be right; an
@@ -70,7 +72,7 @@ def evaluate(
     """
     check_one_answer(model)
     batches = labels.as_in(model, batches)
-    homes, checked = _homes(model, devices), _check_batches(batches, examples)
+    homes, checked = _homes(model, devices), _check_batches(batches, examples, start)
     first = deque(islice(checked, 1))
     every = chain((first.popleft() for _ in range(len(first))), checked)  # each let go when it is done
 
@@ -79,7 +81,7 @@ def evaluate(
         return suited(home.model, x[:2].to(home.device, home.dtype), images=len(x))
 
     def parts() -> Iterator[Records]:
-        done = 0
+        done = start
         for part in _attack_batches(homes, every, attack, seed, certificate):
             if certificate is not None:
                 check_bracket(part, certificate, first=done)
@@ -158,10 +160,10 @@ class Home:
 
 
 def _check_batches(
-    batches: Iterable[tuple[Images, Labels]], examples: int
+    batches: Iterable[tuple[Images, Labels]], examples: int, start: int
 ) -> Iterator[tuple[Images, Labels, int]]:
     """The batches that hold images, and how many of each to keep so that the first ones are."""
-    done = 0
+    done = start
     for x, y in map(pair, batches):
         check_images(x, first=done)
         check_labels(y, len(x))

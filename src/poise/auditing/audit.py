@@ -220,6 +220,7 @@ def _attack(
                 on_records=on_records,
                 devices=devices,
                 certificate=certificate,
+                start=done,
             )
     except BaseException:
         kept.write()  # an interrupt loses nothing
