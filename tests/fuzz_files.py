@@ -778,7 +778,7 @@ def audits(rng, here, base):
         expected = (
             mine.get(part.attack) or dict(zip(("fgsm", "pgd"), mine.values(), strict=True))[part.name]
         )
-        for name, value in vars(expected).items():
+        for name, value in expected.tensors().items():
             if not torch.equal(getattr(part.records, name), value):
                 raise Fault(f"other {name} than was written, and no word")
 

@@ -110,6 +110,11 @@ class Records:
         """Whether there are bounds of a certificate."""
         return self.lower is not None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that there is, by the names of the attributes."""
+        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: values for name, values in found.items() if values is not None}
+
     @classmethod
     def join(cls, parts: Iterable[Records]) -> Records:
         """All rows of the parts, in order; none of the parts is kept.
@@ -119,8 +124,7 @@ class Records:
         """
         columns: dict[str, Rows] = {}
         for part in parts:
-            given = {f.name: getattr(part, f.name) for f in fields(cls)}
-            given = {name: values for name, values in given.items() if values is not None}
+            given = part.tensors()
             if columns and columns.keys() != given.keys():
                 raise InputError("records with a certificate's bounds and without cannot be joined")
             for name, values in given.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 from poise import store
@@ -55,9 +54,7 @@ class Kept:
         if not self.waiting:
             return
         records = Records.join(self.waiting)
-        tensors = {
-            f.name: value for f in fields(records) if (value := getattr(records, f.name)) is not None
-        }
+        tensors = records.tensors()
         facts = {"seconds": repr(self.seconds), "digest": store.digest(store.tensor_bytes(tensors))}
         with store.writing(self.folder):
             store.write_tensors(self.folder / f"part-{len(self.parts):06d}.safetensors", tensors, facts)
