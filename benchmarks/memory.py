@@ -2,7 +2,7 @@
 
 python benchmarks/memory.py --images 200 1600
 
-In a process of its own with the allocator as users have it (no MALLOC_ variables).
+In a process of its own with the allocator as users have it: no MALLOC_ variables, so that evaluate sets it.
 """
 
 from __future__ import annotations
