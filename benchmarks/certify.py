@@ -26,8 +26,8 @@ from certify_nets import images, points, random_net, violations
 ROWS = [  # net, norm, eps, images
     *(("digits", "linf", eps, 100) for eps in (0.01, 0.03, 0.05)),
     *(("uat-smooth .15", "linf", eps, 100) for eps in (0.01, 0.03, 0.05)),
-    ("ibp .05", "linf", 0.05, 100),
-    ("ibp .15", "linf", 0.15, 100),
+    ("ibp .05", "linf", 0.05, 360),
+    ("ibp .15", "linf", 0.15, 360),
     *(("mnist-standard", "linf", eps, 10) for eps in (0.01, 0.03)),
     *(("mnist-adversarial", "linf", eps, 10) for eps in (0.01, 0.03)),
     ("cifar10-certified-linf", "linf", 8 / 255, 50),
@@ -36,16 +36,17 @@ ROWS = [  # net, norm, eps, images
 
 
 def trained(name: str) -> torch.nn.Module:
-    """LeNet on digits by one of poise's defenses, named with its radius."""
+    """LeNet on digits by one of poise's defenses, named with its radius; `ibp` longer at the larger one."""
     defense, eps = name.split()
     ours = defense == "ibp"
+    epochs = (200 if float(eps) > 0.1 else 100) if ours else 40
     job = TrainJob(
         data="digits",
         model="lenet",
         defense=defense,
         lr=0.05,
-        epochs=100 if ours else 40,
-        eps_warmup=66 if ours else 0,
+        epochs=epochs,
+        eps_warmup=2 * epochs // 3 if ours else 0,
     )
     with tempfile.TemporaryDirectory() as folder:
         return train(job, data.digits("train"), defenses.build(defense, eps=float(eps)), folder + "/run")

@@ -104,7 +104,7 @@ def audit(names: Sequence[str] = ("chest-lite0",), *, threshold: float = 0.7, **
             model(name, i, of, threshold=threshold, findings=findings)
             for i, (name, of) in enumerate(found.items())
         ],
-        pairs=pairs.pairs(candidates, threshold=threshold),
+        pairs=pairs.all_pairs(candidates, threshold=threshold),
         threshold=threshold,
         epsilons=EPS,
         asked={

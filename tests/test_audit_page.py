@@ -242,13 +242,13 @@ def _of(answers: list[Answer], *, threshold: float = 0.7, **options) -> Audit:
 )
 def test_the_first_line_follows_the_range(kept, of, word):
     answers = [Answer("trusted_kept", EPS[-1], "", share([True] * kept + [False] * (of - kept)))]
-    assert page.lead(_of(answers))[0].endswith(word)
+    assert page.opening(_of(answers))[0].endswith(word)
 
 
 def test_a_threshold_that_refers_nothing_is_no_success():
     answers = [Answer("trusted_kept", EPS[-1], "", share([True] * 200))]
     audit = _of(answers, threshold=0.5)
-    assert page.lead(audit)[0] == "A threshold of 50 % says nothing here."
+    assert page.opening(audit)[0] == "A threshold of 50 % says nothing here."
     assert audit.verdict.startswith(
         "With 2 classes no confidence is below 1/2: this threshold says nothing."
     )
@@ -257,11 +257,11 @@ def test_a_threshold_that_refers_nothing_is_no_success():
 
 def test_what_was_not_tried_is_said():
     before = Answer("missed", 0.0, "", share([True, False]))
-    assert page.headlines(audit := _of([before]), audit.models[0])[2].told == (
+    assert page.headline_numbers(audit := _of([before]), audit.models[0])[2].told == (
         "Not tried under changes; before them 1 of 2."
     )
     assert (
-        page.headlines(audit := _of([]), audit.models[0])[2].told
+        page.headline_numbers(audit := _of([]), audit.models[0])[2].told
         == "No answer was wrong, so that none could be."
     )
 
@@ -275,7 +275,7 @@ def test_what_is_proved_stands_below_what_was_found():
     ]
     evidence = replace(whole.models[0].evidence, certified={EPS[-1]: np.zeros(6)})
     audit = replace(whole, models=[replace(whole.models[0], found=answers, evidence=evidence)])
-    drawn, confidence = page.curves(audit.models[0])
+    drawn, confidence = page.model_curves(audit.models[0])
     assert drawn.table.heading[-1] == "proved" and "proved" not in confidence.table.heading
     assert drawn.table.lines[0][-1] == "4 of 4, 100 % (51–100 %)"
     assert drawn.table.lines[-1][-1] == "1 of 4, 25 % (5–70 %)"
@@ -309,11 +309,11 @@ def test_who_holds_more_is_said_only_where_all_grounds_agree():
         _pair("a", "b", *ends, grounds=fair)
         for ends in ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3), (0.01, 0.07))
     )  # the last is beyond chance, but less than a longer attack may change
-    assert page.lead(_named([raw, won]))[0].startswith("The confidence of a holds more")
-    assert page.lead(_named([raw, lost]))[0].startswith("The confidence of b holds more")
-    assert page.lead(_named([raw, open_, slack]))[0].startswith("These images cannot tell")
-    assert page.lead(_named([raw, won, lost]))[0].endswith("depends on how they are compared.")
-    assert page.lead(_named([raw, lost, open_]))[0].startswith(
+    assert page.opening(_named([raw, won]))[0].startswith("The confidence of a holds more")
+    assert page.opening(_named([raw, lost]))[0].startswith("The confidence of b holds more")
+    assert page.opening(_named([raw, open_, slack]))[0].startswith("These images cannot tell")
+    assert page.opening(_named([raw, won, lost]))[0].endswith("depends on how they are compared.")
+    assert page.opening(_named([raw, lost, open_]))[0].startswith(
         "The confidence of b holds more on some grounds"
     )
     assert [line[1] for line in page.comparison(_named([won, slack])).lines] == ["a", "cannot tell"]
@@ -418,7 +418,7 @@ def test_files_are_called_by_their_names(tmp_path):
 
 
 def test_the_tables_in_other_formats(several, tmp_path: Path):
-    written = page.write(several, tmp_path, name="a")
+    written = page.write_page(several, tmp_path, name="a")
     assert written == tmp_path / "a.html" and written.stat().st_size < 5_000_000
     latex, markdown = ((tmp_path / f"a.{ending}").read_text() for ending in ("tex", "md"))
     assert (

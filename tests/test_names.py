@@ -6,7 +6,14 @@ from pathlib import Path
 
 import poise
 
-COMMANDS = {"compare", "demo", "evaluate", "report", "train"}  # of the command line, called as what they do
+COMMANDS = {
+    "audit",
+    "compare",
+    "demo",
+    "evaluate",
+    "report",
+    "train",
+}  # of the command line, called as what they do
 VERBS = {"build", "load", "read", "run", "save"}  # each room's own: poise.data.load, poise.models.load
 PLAIN = {
     "Watched",
@@ -30,6 +37,7 @@ ALLOWED = {
     "ibp": "the bounds, and the defense that trains by them",
     "markdown": "poise.report's, and that of the paper's tables",
     "latex": "poise.report's",
+    "Audit": "what poise.audit gives, and the run folder that poise.report reads: both are public",
     "plan": "of an audit, and of the paper's jobs",
     **dict.fromkeys(("Moves", "moves"), "of Square, and of augmented images"),
     **dict.fromkeys(PLAIN, "plain words of two rooms that do not meet"),

@@ -17,7 +17,7 @@ from nets import conv_net, images, predictions
 from poise.attacks import fgsm, pgd
 
 EPSILONS = [1e-3, 1 / 255, 0.03, 8 / 255, 0.1, 0.3]
-each_eps = pytest.mark.parametrize(("eps", "seed"), zip(EPSILONS, cycle(range(4))))  # a net for each
+each_eps = pytest.mark.parametrize(("eps", "seed"), [*zip(EPSILONS, cycle(range(4)))])  # a net for each
 
 
 def dark(n, seed):

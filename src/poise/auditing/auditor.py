@@ -105,7 +105,7 @@ def audit(
         data: whatever `poise.data.load` takes, an image set, or batches (x in [0, 1], y).
         threshold: the confidence from which on an answer is trusted; others are referred to a person.
         eps: the budgets: by how much every pixel may change, in units of [0, 1].
-        size: "quick", "standard" or "thorough"; `poise.auditing.suite.table()` says what they do.
+        size: "quick", "standard" or "thorough"; `poise.auditing.suite.sizes_table()` says what they do.
         out: the folder for the records; by default they are not kept.
         images: attack so many, where not as many as the size has.
         held_out: images to fit the temperature on, by default a third and at most 500.
@@ -243,7 +243,7 @@ def _audited(
     content = store.read_job(folder)
     result = Audit(
         models=models,
-        pairs=pairs.pairs(candidates, threshold=asked.threshold),
+        pairs=pairs.all_pairs(candidates, threshold=asked.threshold),
         threshold=asked.threshold,
         epsilons=asked.epsilons,
         asked={**content["job"], "attacked": len(asked.data), "size_of": vars(asked.size)},
@@ -255,7 +255,7 @@ def _audited(
     if kept:
         with store.writing(folder):
             store.write_json(folder / "audit.json", result.content)
-        page.write(result, folder)
+        page.write_page(result, folder)
     return result
 
 

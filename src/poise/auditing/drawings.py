@@ -90,7 +90,7 @@ class Panel:
         return "M" + "L".join(known) if known else ""
 
 
-def curves(
+def draw_curves(
     title: str, lines: Sequence[Line], at: Sequence[float], *, names: Sequence[str], across: str
 ) -> Drawing:
     """Shares at rising budgets, each line with the band of its intervals and its name at its end.
@@ -152,7 +152,7 @@ def histogram(
     return Drawing(title, shapes, Table.of(rows))
 
 
-def reliability(title: str, confidence: Array, right: NDArray[np.bool_], *, look: str) -> Drawing:
+def draw_reliability(title: str, confidence: Array, right: NDArray[np.bool_], *, look: str) -> Drawing:
     """How often answers of a confidence are right: on the diagonal it means what it says."""
     panel = Panel()
     shapes = _axes(panel, PERCENTS, "confidence")

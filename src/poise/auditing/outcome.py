@@ -171,7 +171,7 @@ class Audit:
                 }
                 for m in self.models
             ],
-            "pairs": pairs.frame(self.pairs).to_dicts() if self.pairs else [],
+            "pairs": pairs.pairs_frame(self.pairs).to_dicts() if self.pairs else [],
         }
         known: dict[str, Any] = _known(plain)
         return known

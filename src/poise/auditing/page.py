@@ -84,7 +84,7 @@ def html(audit: Audit) -> str:
     return text
 
 
-def lead(audit: Audit) -> tuple[str, str]:
+def opening(audit: Audit) -> tuple[str, str]:
     """The verdict in one line, and in one plain sentence more."""
     eps, first = audit.epsilons[-1], audit.models[0]
     if audit.refers_nothing:
@@ -153,7 +153,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
     ]
 
 
-def headlines(audit: Audit, model: Model) -> list[Headline]:
+def headline_numbers(audit: Audit, model: Model) -> list[Headline]:
     """The three numbers of the first screen."""
     eps = audit.epsilons[-1]
     kept, needless, missed = (model.number(q, eps) for q in ("trusted_kept", "needless", "missed"))
@@ -178,7 +178,7 @@ def headlines(audit: Audit, model: Model) -> list[Headline]:
     return [Headline(*of) for of in zip(names, (kept, needless, missed), told, strict=True)]
 
 
-def curves(model: Model) -> list[Drawing]:
+def model_curves(model: Model) -> list[Drawing]:
     """Trusted answers kept, and mean confidence, against the budget: the worst case, noise beside it."""
     drawn = []
     for title, question in ((KEPT, "trusted_kept"), ("Mean confidence of all answers", "confidence")):
@@ -191,7 +191,7 @@ def curves(model: Model) -> list[Drawing]:
     return drawn
 
 
-def together(audit: Audit) -> list[Drawing]:
+def shared_curves(audit: Audit) -> list[Drawing]:
     """The trusted answers that each of a few models keeps, in one figure."""
     if not 1 < len(audit.models) <= FEW:
         return []
@@ -207,7 +207,7 @@ def _curve(title: str, found: Mapping[str, Sequence[Number]], model: Model) -> D
     at = [0.0, *model.evidence.epsilons]
     lines = [Line(name, look, numbers) for look, (name, numbers) in zip(LOOKS, found.items(), strict=False)]
     names, across = [level(eps) for eps in at], "largest change, of 255 grey levels"
-    return drawings.curves(title, lines, at, names=names, across=across)
+    return drawings.draw_curves(title, lines, at, names=names, across=across)
 
 
 def distributions(audit: Audit, model: Model) -> list[Drawing]:
@@ -221,7 +221,7 @@ def distributions(audit: Audit, model: Model) -> list[Drawing]:
         drawn.append(drawings.histogram(title, tops, right, threshold=audit.threshold, heights=heights))
     for of, tops in stages.items():
         title = f"How often answers are right, {of}"
-        drawn.append(drawings.reliability(title, tops, right, look=looks[of]))
+        drawn.append(drawings.draw_reliability(title, tops, right, look=looks[of]))
     return drawn
 
 
@@ -267,13 +267,13 @@ def numbers(model: Model) -> Table:
     return Table(["", *("unchanged" if not eps else spelled(eps) for eps in budgets)], rows)
 
 
-def summary(audit: Audit) -> Table:
+def overview(audit: Audit) -> Table:
     """The three numbers of every model."""
     lines = [
-        [short(model.name), *(counted(of.number) for of in headlines(audit, model))]
+        [short(model.name), *(counted(of.number) for of in headline_numbers(audit, model))]
         for model in audit.models
     ]
-    return Table(["model", *(of.name.lower() for of in headlines(audit, audit.models[0]))], lines)
+    return Table(["model", *(of.name.lower() for of in headline_numbers(audit, audit.models[0]))], lines)
 
 
 def comparison(audit: Audit) -> Table:
@@ -330,13 +330,13 @@ def markdown(audit: Audit) -> str:
 
 def latex(audit: Audit) -> str:
     """The page's tables in LaTeX, for the booktabs package."""
-    tables = [("; ".join(f"{words} ({short})" for words, short in facts(audit)), summary(audit))]
+    tables = [("; ".join(f"{words} ({short})" for words, short in facts(audit)), overview(audit))]
     tables += [("compared", comparison(audit))] if audit.pairs else []
     tables += [(model.name, numbers(model)) for model in audit.models]
     return "\n".join(f"% {escaping.plain(name)}\n{table.latex()}" for name, table in tables)
 
 
-def write(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
+def write_page(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
     """Write NAME.html, NAME.md and NAME.tex into the folder `out`; the page's path.
 
     Raises:
@@ -361,8 +361,31 @@ def _render(template: str, audit: Audit, written: Callable[[str], str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found = (lead, facts, headlines, summary, league, comparison, curves, together, distributions, classes)
-    told = (lost, numbers, doubts, made, pictures, level, short, spelled, percent, shown, counted)
+    found = (
+        opening,
+        facts,
+        headline_numbers,
+        overview,
+        league,
+        comparison,
+        model_curves,
+        shared_curves,
+        distributions,
+        classes,
+    )
+    told = (
+        lost,
+        numbers,
+        doubts,
+        provenance,
+        show_affected,
+        level,
+        short,
+        spelled,
+        percent,
+        shown,
+        counted,
+    )
     environment.globals |= {of.__name__: of for of in (*found, *told, drawings.bar)}
     size = (drawings.WIDTH, drawings.HEIGHT)
     return environment.get_template(template).render(
@@ -370,7 +393,7 @@ def _render(template: str, audit: Audit, written: Callable[[str], str]) -> str:
     )
 
 
-def pictures(audit: Audit, model: Model) -> list[dict[str, object]]:
+def show_affected(audit: Audit, model: Model) -> list[dict[str, object]]:
     """The most affected images as data, in the room that each picture has."""
     room, shown = ROOM // max(1, 3 * sum(len(each.affected) for each in audit.models)), []
     for of in model.affected:
@@ -381,7 +404,7 @@ def pictures(audit: Audit, model: Model) -> list[dict[str, object]]:
     return shown
 
 
-def made(audit: Audit) -> dict[str, object]:
+def provenance(audit: Audit) -> dict[str, object]:
     """How the audit was made, the command first; what its models were stands with them."""
     asked = {k: v for k, v in audit.asked.items() if k not in ("kind", "models", "classes", "size_of")}
     asked["eps"] = [spelled(eps) for eps in audit.epsilons]

@@ -64,7 +64,7 @@ class Candidate:
     slack: float
 
 
-def pairs(candidates: Sequence[Candidate], *, threshold: float) -> list[Pair]:
+def all_pairs(candidates: Sequence[Candidate], *, threshold: float) -> list[Pair]:
     """Every two models on every ground that both have, at every budget that both have."""
     return [
         pair
@@ -108,7 +108,7 @@ def equal_referral(both: tuple[Evidence, Evidence], threshold: float) -> tuple[f
     return _two(float(top[min(len(top) - 1, round(rate * len(top)))]) for top in tops)
 
 
-def frame(found: Sequence[Pair]) -> pl.DataFrame:
+def pairs_frame(found: Sequence[Pair]) -> pl.DataFrame:
     """The pairs as a table, a line each."""
     return pl.DataFrame(
         [

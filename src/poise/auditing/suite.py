@@ -161,7 +161,7 @@ def cost(part: Part) -> tuple[int, int]:
     return passes(partial(run, part.attack)) if queries is None else (queries, 0)
 
 
-def table() -> pl.DataFrame:
+def sizes_table() -> pl.DataFrame:
     """What each size does: images, and passes forward and back an image and budget, counted.
 
     Random search stops early where an image has reached its aim, so its forwards are the most there are.

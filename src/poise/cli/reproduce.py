@@ -64,7 +64,7 @@ def reproduce(
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
-    plain, read = suites.suite(scale), READING_OF[reading]
+    plain, read = suites.suite_named(scale), READING_OF[reading]
     chosen = plain.told(
         seeds=seeds,
         model=_pairs("model", model),

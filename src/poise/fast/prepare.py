@@ -201,13 +201,13 @@ def faster(
         ready = Net(net, dtype, name)
         slope(ready, x, logits)  # it may not run in this precision; and what happens once is over
         timed.append(
-            (min(seconds(ready, x, logits) for _ in range(tries)) if layout == "auto" else 0.0, ready)
+            (min(time_step(ready, x, logits) for _ in range(tries)) if layout == "auto" else 0.0, ready)
         )
     spent, best = min(timed, key=lambda pair: pair[0])
     return best, spent
 
 
-def seconds(model: Model, x: Images, logits: Logits) -> float:
+def time_step(model: Model, x: Images, logits: Logits) -> float:
     """The time of one step."""
     if x.is_cuda:
         torch.cuda.synchronize(x.device)

@@ -136,7 +136,7 @@ class Suite:
         )
 
 
-def suite(name: str) -> Suite:
+def suite_named(name: str) -> Suite:
     """The suite of that name."""
     return lookup(SUITES, name, "scale")
 

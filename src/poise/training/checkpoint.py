@@ -48,7 +48,7 @@ def save(folder: Path, run: Run) -> None:
     with store.writing(folder):
         if file.exists():
             file.replace(folder / PREVIOUS)
-        store.write_tensors(file, tensors, {**texts, "digest": digest(tensors, texts)})
+        store.write_tensors(file, tensors, {**texts, "digest": content_digest(tensors, texts)})
 
 
 def restore(run: Run, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ def check_room(folder: Path, run: Run) -> None:
         raise InputError(f"{str(folder)!r} cannot be written: {error.strerror}") from error
 
 
-def digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
+def content_digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
     """A SHA-256 of all that a checkpoint holds: tensors with their names, types and shapes, and facts."""
     found = hashlib.sha256(json.dumps(dict(texts), sort_keys=True).encode())
     for name in sorted(tensors):
@@ -133,7 +133,7 @@ def read(file: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     tensors, texts = store.read_tensors(file)
     told = texts.pop("digest", "")
-    if told != digest(tensors, texts):
+    if told != content_digest(tensors, texts):
         raise InputError(f"{str(file)!r} does not hold what was written")
     facts = {name: json.loads(text) for name, text in texts.items()}
     if facts.get("key") != key:
