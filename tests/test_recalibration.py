@@ -241,6 +241,12 @@ def test_k_for_confidence_refuses_what_no_k_gives():
             rc.k_for_confidence(z, mean)
 
 
+@pytest.mark.parametrize("fit", [*rc.RECALIBRATIONS.values(), lambda z, y: rc.k_for_confidence(z, 0.9)])
+def test_nothing_is_fitted_on_no_answers(fit):
+    with pytest.raises(InputError, match="there are no answers to fit on"):
+        fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+
+
 @pytest.mark.parametrize("fit", [rc.temperature, rc.vector])
 def test_no_finite_map_for_answers_that_are_all_right(fit):
     z = 2 * torch.eye(3)

@@ -275,6 +275,8 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
 
 
 def _check(logits: Logits, y: Labels) -> tuple[np.ndarray, np.ndarray]:
+    if not len(logits):
+        raise InputError("there are no answers to fit on: give held-out images, some of which are right")
     check_labels(y, len(logits))
     check_logits(logits, len(y), y)
     return logits.detach().double().cpu().numpy(), y.cpu().numpy()
