@@ -205,16 +205,11 @@ def by_hand(state, x, blocks):
     return x.mean(dim=(2, 3)) @ state["linear.weight"].T + state["linear.bias"]
 
 
-@pytest.mark.parametrize(
-    # published: 91.6 % of all 1,017 is 932 right, 92.7 % is 943; of the first 300, `by_hand` has 282 right
-    ("depth", "images", "count"),
-    [(20, 1017, 932), (56, 300, 282)],
-)
-def test_cifar_resnets_have_their_accuracy_on_original_pixels(depth, images, count, shared_data):
-    x, y = cifar10(shared_data)
+@pytest.mark.parametrize("depth", [20, 56])  # their accuracy is tested in test_published_accuracy.py
+def test_cifar_resnets_have_the_logits_of_their_weights(depth, shared_data):
+    x, _ = cifar10(shared_data)
     file = shared_data / "weights" / f"cifar10_resnet{depth}.pt"
     model = models.load(f"cifar-resnet{depth}", shape=(3, 32, 32), weights=file)
-    assert right(model, x[:images], y[:images]) == count
     with torch.no_grad():
         expected = by_hand(models.read_weights(file), x[:8], (depth - 2) // 6)
         torch.testing.assert_close(model(x[:8]), expected, rtol=1e-4, atol=1e-4)
