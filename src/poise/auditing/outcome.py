@@ -219,9 +219,8 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
     lost = trusted.n and kept.n - (kept.count or 0)
     text = (
         f"{model.name}: of {kept.n} right answers with a confidence of {audit.threshold:g} or more, "
-        f"{shown(kept)} keep it "
-        f"when every pixel may change by {spelled(eps)} of its range; {lost} can be pushed below it while "
-        "the answer stays right"
+        f"{kept.count} keep it when every pixel may change by {spelled(eps)} of its range, {shown(kept)}; "
+        f"{lost} can be pushed below it while the answer stays right"
     )
     proved = model.number("trusted_certified", eps)
     text += f" (of {proved.count} it is proved that no change can)" if proved.n else ""
