@@ -160,7 +160,7 @@ def headline_numbers(audit: Audit, model: Model) -> list[Headline]:
     before = {question: model.number(question) for question in ("needless", "missed")}
     stays, sent, believed = (f"{number.count} of {number.n}" for number in (kept, needless, missed))
     if missed.n:
-        wrong = f"{believed} wrong answers; before the change {before['missed'].count}."
+        wrong = f"{believed} wrong answers; before the change: {before['missed'].count}."
     elif before["missed"].n:
         wrong = f"Not tried under changes; before them {before['missed'].count} of {before['missed'].n}."
     else:
@@ -169,7 +169,7 @@ def headline_numbers(audit: Audit, model: Model) -> list[Headline]:
         f"{stays} right answers that were trusted before the change."
         if kept.n
         else "No right answer was trusted, even before the change.",
-        f"{sent} right answers; before the change {before['needless'].count}."
+        f"{sent} right answers; before the change: {before['needless'].count}."
         if needless.n
         else "No answer was right.",
         wrong,
