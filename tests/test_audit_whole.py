@@ -101,7 +101,9 @@ def test_another_audit_in_the_folder_is_refused(result, images):
 def test_the_verdict_counts_and_says_the_budget(result):
     _, _, found = result
     kept = found.models[0].number("trusted_kept", EPS[-1])
-    assert f"of {kept.n} right answers with a confidence of 0.6 or more, {kept.count} (" in found.verdict
+    assert (
+        f"of {kept.n} right answers with a confidence of 0.6 or more, {kept.count} keep it" in found.verdict
+    )
     assert "0.1 of its range" in found.verdict
 
 
