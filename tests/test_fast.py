@@ -29,7 +29,7 @@ def _no_clock(monkeypatch):
     def seconds(net, x, logits):
         return (1.0 if net.dtype == torch.bfloat16 else 2.0) - 0.5 * (net.layout == "channels_last")
 
-    monkeypatch.setattr(preparing, "seconds", seconds)
+    monkeypatch.setattr(preparing, "time_step", seconds)
 
 
 class Residual(nn.Module):
@@ -257,7 +257,7 @@ def test_prepared_anew_for_another_model_with_the_same_weights():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_layout_that_is_named_needs_no_stopwatch(monkeypatch, layout):
-    monkeypatch.setattr(preparing, "seconds", lambda *_: 0.0)
+    monkeypatch.setattr(preparing, "time_step", lambda *_: 0.0)
     net, x = residual(), images(4)
     fast = accelerated(confsmooth(eps=EPS, steps=2), precision="bf16", layout=layout)
     fast(net, x)

@@ -21,7 +21,7 @@ from torch import nn
 
 from poise import InputError, data, defenses, models, store
 from poise.training import Stopped, TrainJob, checkpoint, train
-from poise.training.checkpoint import NEWEST, PREVIOUS, check_room, digest
+from poise.training.checkpoint import NEWEST, PREVIOUS, check_room, content_digest
 from trainings import Stop, bits
 
 STEPS = 12  # three epochs of four
@@ -277,14 +277,22 @@ def test_checkpoints_hold_no_pickles(images, cut_at_10):
 def test_the_digest_sees_all_that_is_there_and_nothing_else():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor(3, dtype=torch.int64)
     one, facts = {"a": a, "b": b}, {"step": "3", "rows": "[]"}
-    assert digest(one, facts) == digest({"b": b, "a": a.clone()}, {"rows": "[]", "step": "3"})
+    assert content_digest(one, facts) == content_digest(
+        {"b": b, "a": a.clone()}, {"rows": "[]", "step": "3"}
+    )
     others = [
         *({"a": a, "c": b}, {"a": a + 1, "b": b}, {"a": a, "b": b + 1}),
         *({"a": a[None], "b": b}, {"a": a.view(torch.int32), "b": b}),
     ]
     told = [{"step": "1", "rows": "[]"}, {"step": "3", "rows": "[1]"}, {"step": "3"}, {}]
     assert (
-        len({digest(one, facts), *(digest(t, facts) for t in others), *(digest(one, t) for t in told)})
+        len(
+            {
+                content_digest(one, facts),
+                *(content_digest(t, facts) for t in others),
+                *(content_digest(one, t) for t in told),
+            }
+        )
         == 10
     )
 
