@@ -111,7 +111,6 @@ def in_child(out, beat):
     run(conv_net(0), out, progress=progress)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_audit_loses_the_batch_it_was_in(net, whole, tmp_path):
     context = multiprocessing.get_context("fork")
     out, beat = tmp_path / "run", context.Value("i", 0)

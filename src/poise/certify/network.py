@@ -211,29 +211,37 @@ def _mean(input: Tensor, dim: Any = (), keepdim: bool = False) -> Layer:
     return _fixed(lambda x: x.mean(dims, keepdim))
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Layer:
-    if training:
-        raise InputError(
-            "it normalises by the batch's own statistics, so that an image's logits hang on others"
-        )
-    return normalised(input, running_mean, running_var, weight, bias, eps)
+def batch_norm(*, by_batch: bool = False) -> Reader:
+    """The reader of BatchNorm: (x − mean) / √(var + eps) · weight + bias, channel by channel.
 
+    In training mode its statistics are those of the clean batch, so that an image's logits hang on others:
+    that is read where `by_batch` is true, for losses, and refused elsewhere.
+    """
 
-def normalised(input: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, eps: float) -> Layer:
-    """BatchNorm: (x − mean) / √(var + eps) · weight + bias, channel by channel."""
-    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-    shift = (0 if bias is None else bias) - mean * scale
-    channels = (1, -1) + (1,) * (input.ndim - 2)
-    return _entry_by_entry(input, scale.reshape(channels), shift.reshape(channels))
+    def reader(
+        input: Tensor,
+        running_mean: Any,
+        running_var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Layer:
+        mean, var = running_mean, running_var
+        if training and not by_batch:
+            raise InputError(
+                "it normalises by the batch's own statistics, so that an image's logits hang on others"
+            )
+        if training:
+            over = [0, *range(2, input.ndim)]
+            mean, var = input.mean(over), input.var(over, correction=0)
+        scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+        shift = (0 if bias is None else bias) - mean * scale
+        channels = (1, -1) + (1,) * (input.ndim - 2)
+        return _entry_by_entry(input, scale.reshape(channels), shift.reshape(channels))
+
+    return reader
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> None:
@@ -305,7 +313,7 @@ READERS: Mapping[str, Reader] = {
     "avg_pool2d": _avg_pool2d,
     "adaptive_avg_pool2d": _adaptive_avg_pool2d,
     "mean": _mean,
-    "batch_norm": _batch_norm,
+    "batch_norm": batch_norm(),
     **dict.fromkeys(("dropout", "dropout2d"), _dropout),
     "pad": _pad,
     "__getitem__": _slice,

@@ -2,39 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from poise.attacks.common import wide
 from poise.certify.bounds import Bounds, Linf
-from poise.certify.layers import Layer
-from poise.certify.network import READERS, Reader, normalised, read
+from poise.certify.network import READERS, Reader, batch_norm, read
 from poise.checks import check_number, settle
 from poise.shapes import Images, Labels, Model, Scalar
 
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Any,
-    running_var: Any,
-    weight: Any = None,
-    bias: Any = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Layer:
-    """BatchNorm, in training by the statistics of the clean batch."""
-    if training:
-        over = [0, *range(2, input.ndim)]
-        running_mean, running_var = input.mean(over), input.var(over, correction=0)
-    return normalised(input, running_mean, running_var, weight, bias, eps)
-
-
 CLEAN = 0.25  # share of the warm-up before the first interval
-TRAINING: Mapping[str, Reader] = {**READERS, "batch_norm": _batch_norm}
+TRAINING: Mapping[str, Reader] = {**READERS, "batch_norm": batch_norm(by_batch=True)}
 
 
 @dataclass(frozen=True)
