@@ -17,9 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from poise.modes import called, evaluating
 from poise.shapes import Images, Model
 
-SHARE = (
-    2**23
-)  # multiply-adds of a layer for each thread, about .2 ms: with fewer it waits more than it works
+SHARE = 2**23  # multiply-adds of a layer for each thread: with fewer it waits more than it works
 _CHOSEN = Lock()  # held by the outermost call, which chooses for all in it
 _TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
 _LARGEST = 2**25  # bytes: the most that glibc lets its own threshold of mmap grow to

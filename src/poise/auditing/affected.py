@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from poise.auditing.answers import Evidence, worst
+from poise.auditing.answers import Evidence
 from poise.auditing.suite import Part
 from poise.data import ImageSet
 from poise.data.pictures import Pictures
@@ -42,7 +42,7 @@ class Affected:
 
 def most_affected(evidence: Evidence, eps: float, *, n: int = MOST) -> NDArray[np.int64]:
     """The places of the right answers that lose the most confidence, the largest loss first."""
-    loss = evidence.clean.top - worst(evidence, evidence.under)[eps].top
+    loss = evidence.clean.top - evidence.lowest[eps].top
     order = np.argsort(-loss, kind="stable")
     return np.asarray(order[(evidence.right & (loss > 0))[order]][:n])
 

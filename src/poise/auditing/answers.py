@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -86,6 +87,11 @@ class Evidence:
         """Whether the answer at the image itself is the true label."""
         return np.asarray(self.clean.answer == self.y)
 
+    @cached_property
+    def lowest(self) -> Mapping[float, Seen]:
+        """The worst case at each budget, 0 among them."""
+        return worst(self, self.under)
+
     @property
     def epsilons(self) -> list[float]:
         """The budgets of the worst case, rising."""
@@ -129,7 +135,7 @@ def standing(evidence: Evidence) -> dict[float, NDArray[np.bool_]]:
 
 def answers(evidence: Evidence, *, threshold: float) -> list[Answer]:
     """Every number of one model."""
-    under, over = worst(evidence, evidence.under), worst(evidence, evidence.over, sign=-1)
+    under, over = evidence.lowest, worst(evidence, evidence.over, sign=-1)
     still = worst(evidence, evidence.noise)
     parts = (
         _of_trust(evidence, under, still, threshold),

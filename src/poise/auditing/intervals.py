@@ -96,12 +96,9 @@ def share(of: ArrayLike) -> Number:
         return UNKNOWN
     count, n = int(mask.sum()), mask.size
     z = float(stats.norm.ppf((1 + LEVEL) / 2))
-    middle, half = (
-        (count + z * z / 2) / (n + z * z),
-        z * math.sqrt(count * (n - count) / n + z * z / 4) / (n + z * z),
-    )
-    low, high = (0.0 if count == 0 else middle - half), (1.0 if count == n else middle + half)
-    return Number(count / n, low, high, n, count)
+    middle, half = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
+    low, high = ((middle + way * half) / (n + z * z) for way in (-1, 1))
+    return Number(count / n, low if count else 0.0, high if count < n else 1.0, n, count)
 
 
 def mean(values: ArrayLike, *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Number:

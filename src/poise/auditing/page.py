@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from poise import store
 from poise.auditing import drawings
-from poise.auditing.answers import LOST, worst
+from poise.auditing.answers import LOST
 from poise.auditing.drawings import Drawing, Line
 from poise.auditing.intervals import UNKNOWN, Number, counted, percent, shown
 from poise.auditing.outcome import Audit, Model
@@ -212,7 +212,7 @@ def _curve(title: str, found: Mapping[str, Sequence[Number]], model: Model) -> D
 
 def distributions(audit: Audit, model: Model) -> list[Drawing]:
     """Histograms of the confidence and reliability, before and in the worst case."""
-    seen, right = worst(model.evidence, model.evidence.under), model.evidence.right
+    seen, right = model.evidence.lowest, model.evidence.right
     stages = {"before the change": seen[0.0].top, "in the worst case": seen[audit.epsilons[-1]].top}
     heights = drawings.tallest(stages.values(), right)
     looks, drawn = dict(zip(stages, ("noise", "attack"), strict=True)), []

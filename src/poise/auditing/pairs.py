@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from poise.auditing import intervals
-from poise.auditing.answers import Evidence, worst
+from poise.auditing.answers import Evidence
 from poise.auditing.intervals import Array, Number
 
 RAW = "raw"
@@ -83,7 +83,7 @@ def _of_two(first: Candidate, second: Candidate, *, threshold: float) -> Iterato
         thresholds = (threshold, threshold)
         if grounds == REFERRAL:
             thresholds = equal_referral(both, threshold)
-        seen = [worst(evidence, evidence.under) for evidence in both]
+        seen = [evidence.lowest for evidence in both]
         for eps in both[0].epsilons:
             trusted = [e.right & (e.clean.top >= t) for e, t in zip(both, thresholds, strict=True)]
             stays = [at[eps].top >= t for at, t in zip(seen, thresholds, strict=True)]
@@ -148,12 +148,12 @@ def slack(evidence: Evidence, longer: Evidence, places: NDArray[np.int64], *, th
         places: which images these are.
         threshold: from which on an answer is trusted.
     """
-    ((eps, found),) = longer.under.items()
-    before = worst(evidence, evidence.under)[eps].top[places]
+    (eps,) = longer.under
+    before = evidence.lowest[eps].top[places]
     trusted = (evidence.right & (evidence.clean.top >= threshold))[places]
     if not trusted.any():
         return 0.0
-    after: Array = np.minimum(before, worst(longer, {eps: found})[eps].top)
+    after: Array = np.minimum(before, longer.lowest[eps].top)
     return float((before >= threshold)[trusted].mean() - (after >= threshold)[trusted].mean())
 
 
