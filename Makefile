@@ -30,8 +30,9 @@ layers: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("poise needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps adv-lib  # visdom, its need, is for plots
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	# without their needs: adv-lib's visdom is for plots, torchattacks holds requests at a version of 2020
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps adv-lib torchattacks
 	@touch $@
 
 clean:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import poise
 from poise.cli import COMMANDS, main
 
 EVALUATE = ("evaluate", "--model", "lenet", "--data", "digits", "--out", "OUT")
@@ -154,7 +155,7 @@ def test_every_command_has_help(command, capsys, monkeypatch):
 
 def test_the_version_is_told(capsys):
     main(["--version"])
-    assert capsys.readouterr().out == "poise 0.1.0\n"
+    assert capsys.readouterr().out == f"poise {poise.__version__}\n"
 
 
 FRACTIONS = [("8/255", "8/255"), ("3/100", "0.03"), ("1/255", str(1 / 255))]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from poise.records import Records
     from poise.training import load, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "InputError",
     "Records",
