@@ -56,8 +56,8 @@ def test_list_names_every_entry(capsys):
     main(["list"])
     printed = capsys.readouterr().out
     entries = list(catalogue())
-    assert {"attacks", "defenses", "models", "data sets", "metrics"} <= {kind for kind, _, _ in entries}
-    for _, name, text in entries:
+    assert {"attacks", "defenses", "models", "data", "metrics"} <= {entry.kind for entry in entries}
+    for _, name, text, _ in entries:
         assert name in printed
         assert text.endswith("."), f"{name} has no sentence that says what it is"
 

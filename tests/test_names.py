@@ -14,7 +14,14 @@ COMMANDS = {
     "report",
     "train",
 }  # of the command line, called as what they do
-VERBS = {"build", "load", "read", "run", "save"}  # each room's own: poise.data.load, poise.models.load
+VERBS = {
+    "build",
+    "factory",
+    "load",
+    "read",
+    "run",
+    "save",
+}  # each room's own: poise.data.load, poise.models.load
 PLAIN = {
     "Watched",
     "Within",

@@ -135,7 +135,7 @@ def test_the_worst_case_never_rises_with_a_member_that_raises(own):
     assert torch.equal(predictions(net, x_adv), top)
     alone = worst_case(members[1:2])(net, x)
     assert (confidence(net, x_adv, top) <= confidence(net, alone, top) + 1e-6).all()
-    with pytest.raises(InputError, match="cannot be split with UserAttack"):
+    with pytest.raises(InputError, match="cannot be split with UserPart"):
         worst_case(members, budget="split")
 
 

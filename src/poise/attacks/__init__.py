@@ -6,7 +6,7 @@ from typing import Any
 from poise import naming
 from poise.attacks.ace import ace
 from poise.attacks.adaptive import adaptive
-from poise.attacks.aim import Aim, Attack, aim_of, run
+from poise.attacks.aim import Aim, Attack, aim_of, check_declared, run
 from poise.attacks.apgd import apgd_ce, apgd_dlr
 from poise.attacks.auto import auto
 from poise.attacks.calibration import (
@@ -31,9 +31,8 @@ from poise.attacks.square_confidence import (
     square_random_confidence,
     square_underconfidence,
 )
-from poise.attacks.user_file import UserFactory
 from poise.attacks.worst_case import worst_case
-from poise.user_code import is_code
+from poise.user_code import UserFactory, is_own
 
 ATTACKS: Mapping[str, Callable[..., Attack]] = {
     "fgsm": fgsm,
@@ -67,16 +66,19 @@ READINGS: Mapping[str, Callable[..., Attack]] = {  # other readings of the paper
 
 
 def factory(name: str) -> Callable[..., Attack]:
-    """What makes the attack of that name, or of the user's own FILE.py:NAME, of its options.
+    """What makes the attack of that name, FILE.py:NAME or what a package offers, of its options.
 
     >>> factory("PGD") is pgd
     True
     """
-    return UserFactory(name) if is_code(name) else naming.lookup({**ATTACKS, **READINGS}, name, "attack")
+    known = {**ATTACKS, **READINGS}
+    if is_own(name, "attacks", known):
+        return UserFactory(name, "attacks", check=check_declared)
+    return naming.lookup(known, name, "attack")
 
 
 def build(name: str, **options: Any) -> Attack:
-    """The attack of that name, or of FILE.py:NAME, with these options; None leaves one at its default.
+    """The attack of that name (`factory`) with these options; None leaves one at its default.
 
     Raises:
         InputError: an unknown name, or an option that this attack does not take.

@@ -39,7 +39,7 @@ from poise.auditing.timing import estimate
 from poise.certify import CERTIFICATES
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
-from poise.modes import pair
+from poise.data.own import from_batches
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
@@ -404,11 +404,4 @@ def _images(data: Data, seed: int) -> ImageSet:
     """The images; batches are kept as they are, in memory."""
     if isinstance(data, str):
         return sets.load(data, seed=seed)
-    if isinstance(data, ImageSet):
-        return data
-    parts = [pair(batch) for batch in data]
-    if not parts:
-        raise InputError("there are no images to audit: the batches are empty")
-    x, y = (torch.cat([part[place].detach().cpu() for part in parts]) for place in (0, 1))
-    classes = tuple(str(label) for label in range(int(y.max()) + 1))
-    return ImageSet("the images given", x, y.long(), classes, scale=1, batch_size=len(parts[0][1]))
+    return data if isinstance(data, ImageSet) else from_batches(data, "the images given")

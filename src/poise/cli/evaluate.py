@@ -12,7 +12,7 @@ from poise.cli.show import show
 from poise.cli.sources import Flat, Source
 from poise.naming import check_taken, known_name, named_options
 from poise.progress import bars
-from poise.user_code import is_code
+from poise.user_code import is_own
 
 if TYPE_CHECKING:
     from poise.attacks import Attack
@@ -46,8 +46,8 @@ def evaluate(
         model: Run folder of a training, or a model's name with --weights.
         source: What it is attacked on.
         out: Run folder; the report goes there too.
-        attacks: Attacks, see `poise list`, or FILE.py:NAME: an attack of your own, or what makes it of its
-            options; that file is run.
+        attacks: Attacks, see `poise list`; FILE.py:NAME is an attack of your own, or what makes it of its
+            options, and that file is run.
         eps: Budget in pixels of [0, 1], 0.03 by default. Beside other attacks, cw and deepfool look for
             the nearest image at any distance; alone they take it as the longest one, in their own norm.
         step: First step's size, in pixels of [0, 1]; 5/255 by default.
@@ -174,8 +174,9 @@ def _factories(names: tuple[str, ...]) -> dict[str, Callable[..., Attack]]:
 
     found: dict[str, Callable[..., Attack]] = {}
     for name in names:
-        own = name.rpartition(":")[2] if is_code(name) else _spelt(name)
-        if is_code(name) and (own in found or own in known.ATTACKS or own in known.READINGS):
+        code = is_own(name, "attacks", (*known.ATTACKS, *known.READINGS))
+        own = name.rpartition(":")[2] if code else _spelt(name)
+        if code and (own in found or own in known.ATTACKS or own in known.READINGS):
             raise InputError(
                 f"{name}: {own!r} is another attack's name too: give yours another in its file"
             )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from poise.checks import check_count
 from poise.cli.parsing import check_asked
 from poise.cli.sources import ALL, Files, Flat
-from poise.naming import check_taken, lookup, named_options
+from poise.naming import check_taken, named_options
 from poise.progress import bars
 from poise.train_job import TrainJob
 
@@ -80,10 +80,10 @@ def _defense(name: str, texts: tuple[str, ...], **flags: float | None) -> Defens
     """
     from poise import defenses
 
-    factory = lookup({**defenses.DEFENSES, **defenses.READINGS}, name, "defense")
+    factory = defenses.factory(name)
     given = {flag: value for flag, value in flags.items() if value is not None}
     check_taken(factory, f"defense {name!r}", given, spelled="--")
     options: dict[str, Any] = given | named_options(factory, texts)
     if "steps" in options:
         check_count("steps", options["steps"], 1)
-    return defenses.build(name, **options)
+    return factory(**options)

@@ -10,10 +10,12 @@ from poise.data.arrays import ImageSet, Split
 from poise.data.folders import SPLITS, at_home, folder
 from poise.data.hugging_face import hugging_face
 from poise.data.npz import npz
+from poise.data.own import own
 from poise.data.pictures import Pictures
 from poise.data.published import busi, chest, cifar10, cifar100, digits, imagenet, mnist, mstar
 from poise.naming import lookup
 from poise.preparation import AS_IT_IS, Preparation
+from poise.user_code import is_own
 
 DATASETS: Mapping[str, Callable[..., ImageSet]] = {  # (split, root=, download=, preparation=)
     "digits": digits,
@@ -47,7 +49,8 @@ def load(
 
     Args:
         name: one of DATASETS, or the user's own data: folder:PATH, npz:FILE, hf:NAME. A path alone is
-            such a folder or file.
+            such a folder or file. FILE.py:FUNCTION, or a name that a package offers (`poise.data`), is
+            code that is run, called with split=, and gives an image set or batches (x in [0, 1], y).
         split: "train", "test" or "val", where there is such a split.
         images: take so many, the same share of every class, drawn by `seed`; None takes all.
         seed: of the draw.
@@ -61,12 +64,19 @@ def load(
         InputError: an unknown name or split, a missing folder, damaged images, more images than
             there are.
     """
+    code = is_own(name, "data", (*DATASETS, *PREFIXES))
     if isinstance(name, str | Path):
-        name = _add_prefix(str(name))
+        name = str(name) if code else _add_prefix(str(name))
     kind, colon, rest = name.partition(":") if isinstance(name, str) else ("", "", "")
     preparation = preparation or AS_IT_IS
-    options = {"root": at_home(str(root)), "download": download, "preparation": preparation}
-    if colon:
+    options: dict[str, Any] = {
+        "root": at_home(str(root)),
+        "download": download,
+        "preparation": preparation,
+    }
+    if code:
+        whole = own(name, split, **options)
+    elif colon:
         whole = lookup(PREFIXES, kind, "kind of data")(rest, _check_split(split, SPLITS), **options)
     else:
         whole = lookup(DATASETS, name, "data set")(split, **options)

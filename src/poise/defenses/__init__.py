@@ -15,6 +15,7 @@ from poise.defenses.adversarial import (
 )
 from poise.defenses.caat import caat, caat_accumulated, caat_cited, caat_rescaled
 from poise.defenses.ccat import ccat
+from poise.defenses.common import check_callable
 from poise.defenses.dca import dca
 from poise.defenses.falcon import falcon
 from poise.defenses.ibp import ibp
@@ -25,6 +26,7 @@ from poise.defenses.sam import sam
 from poise.defenses.trades import trades
 from poise.defenses.uat_mix import uat_mix
 from poise.defenses.vanilla import Vanilla, vanilla
+from poise.user_code import UserFactory, is_own
 
 DEFENSES: Mapping[str, Callable[..., Defense]] = {
     "vanilla": vanilla,
@@ -52,8 +54,20 @@ READINGS: Mapping[str, Callable[..., Defense]] = {  # other readings of the pape
 }
 
 
+def factory(name: str) -> Callable[..., Defense]:
+    """What makes the defense of that name, FILE.py:NAME or what a package offers, of its options.
+
+    >>> factory("AT") is adversarial_training
+    True
+    """
+    known = {**DEFENSES, **READINGS}
+    if is_own(name, "defenses", known):
+        return UserFactory(name, "defenses", check=check_callable)
+    return naming.lookup(known, name, "defense")
+
+
 def build(name: str, **options: Any) -> Defense:
-    """The defense of that name with these options; None leaves one at its default.
+    """The defense of that name (`factory`) with these options; None leaves one at its default.
 
     Raises:
         InputError: an unknown name, or an option that this defense does not take.
@@ -61,7 +75,7 @@ def build(name: str, **options: Any) -> Defense:
     >>> build("Vanilla", eps=None)
     Vanilla()
     """
-    return naming.build({**DEFENSES, **READINGS}, name, "defense", options)
+    return naming.build({name: factory(name)}, name, "defense", options)
 
 
 __all__ = [
@@ -78,6 +92,7 @@ __all__ = [
     "caat_rescaled",
     "ccat",
     "dca",
+    "factory",
     "falcon",
     "ibp",
     "label_smoothing",

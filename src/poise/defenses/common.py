@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
 from poise.attacks.common import wide
-from poise.checks import check_count
+from poise.checks import InputError, check_count
 from poise.modes import ask
 from poise.shapes import Images, Labels, Logits, Model, PerSample
 
@@ -45,6 +47,16 @@ def check_walks(*attacks: object) -> None:
     """Refuse attacks without a step: what is trained on would be clean images under another name."""
     for attack in attacks:
         check_count("steps", getattr(attack, "steps", 1), 1)
+
+
+def check_callable(defense: Callable[..., object], who: str) -> None:
+    """Refuse what is not called as a defense is."""
+    try:
+        inspect.signature(defense).bind(None, None, None, None)
+    except TypeError as error:
+        raise InputError(
+            f"{who} is no defense: it must be called as defense(model, x, y, generator) -> loss ({error})"
+        ) from error
 
 
 def shuffle(y: Labels, generator: torch.Generator) -> Labels:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from poise import user_code
 from poise.checks import InputError, check_count
 from poise.labels import names_of
 from poise.models.hugging_face import hugging_face_model, hugging_face_preparation
@@ -30,7 +31,6 @@ from poise.models.weights import check_fit, choose_state, fit, head, load_weight
 from poise.modes import TwoClasses
 from poise.naming import lookup, nearest
 from poise.preparation import Preparation
-from poise.user_code import code_digest, is_code
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = {  # (classes=, shape=) -> a model
     "lenet": lenet,
@@ -74,7 +74,8 @@ def load(
 
     Args:
         name: one of MODELS; PREFIX/NAME with a prefix of SOURCES (torchvision/, timm/, hf/, onnx/,
-            robustbench/); or FILE.py:FUNCTION, which runs that code and takes what it returns.
+            robustbench/); or FILE.py:FUNCTION or a name that a package offers (`poise.models`), whose
+            code is run and which gives the model.
         classes: how many logits; None is as many as the model's own weights have (`own_classes`).
         shape: (channels, height, width) of the images.
         weights: a safetensors file, or a state dict that `torch.load(weights_only=True)` reads;
@@ -136,6 +137,20 @@ def with_names(model: nn.Module, names: Sequence[str] | None) -> nn.Module:
     """The model, its logits standing for classes of these names; None for not known."""
     vars(model)["class_names"] = None if names is None else tuple(names)
     return model
+
+
+def is_code(name: str) -> bool:
+    """Whether the user's own code stands behind the name: FILE.py:FUNCTION, or what a package offers.
+
+    >>> is_code("net.py:build"), is_code("lenet")
+    (True, False)
+    """
+    return user_code.is_own(name, "models", MODELS)
+
+
+def code_digest(name: str) -> str:
+    """A digest of that code (`poise.user_code`)."""
+    return user_code.code_hash(name, "models")
 
 
 def own_classes(name: str, weights: str | Path | None = None) -> bool:

@@ -82,7 +82,7 @@ def _bytes(value: object, depth: int) -> bytes:
 
 
 def from_file(name: str, *, classes: int, shape: tuple[int, int, int]) -> nn.Module:
-    """FILE.py:FUNCTION: what `FUNCTION(classes=, shape=)` in that file returns, in evaluation mode.
+    """What FUNCTION(classes=, shape=) of FILE.py or of a package returns, in evaluation mode.
 
     The file is run as a Python module: name only code that you trust. The function returns an
     nn.Module from images in [0, 1] of that (channels, height, width) to logits, its weights in it or
@@ -91,7 +91,7 @@ def from_file(name: str, *, classes: int, shape: tuple[int, int, int]) -> nn.Mod
     Raises:
         InputError: no such file or function, or what it returns does not answer with logits.
     """
-    with named_in(name, "function {name} (classes=, shape=) -> nn.Module") as build:
+    with named_in(name, "function {name} (classes=, shape=) -> nn.Module", "models") as build:
         _check_takes(name, build)
         net = build(classes=classes, shape=shape)
     if not isinstance(net, nn.Module):
