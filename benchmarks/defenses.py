@@ -1,4 +1,4 @@
-"""Every defense on MNIST with LeNet: trains, compares and writes docs/defenses.md and docs/defenses.csv.
+"""Every defense on MNIST with LeNet: trains, measures and writes docs/defenses.md and docs/defenses.csv.
 
     POISE_TEST_DATA=... python benchmarks/defenses.py [--images 50000] [--test 10000] [--out RUNS]
 
@@ -8,6 +8,7 @@ writes the tables, of what has been trained.
 
 import argparse
 import inspect
+import json
 import platform
 from pathlib import Path
 
@@ -17,11 +18,12 @@ import torch
 import zoo
 
 from poise import defenses, store
-from poise.auditing.comparison import compare, table
 from poise.data import ImageSet
 from poise.naming import taken
+from poise.paper.referee import SLACK, referee
 from poise.progress import silent
-from poise.training import TrainJob, train
+from poise.report.tables import Table
+from poise.training import TrainJob, load, train
 from poise.training.schedule import budget
 
 BUDGETS = (0.1, 0.3)
@@ -30,6 +32,24 @@ EVERY = {name: (name, {}) for name in defenses.DEFENSES} | {
     "ccat": ("ccat", {"steps": 10}),  # of its 40, for the time
 }
 CLASSES = tuple("0123456789")
+COLUMNS = {  # of the table: heading and decimals
+    "accuracy": ("acc.", 3),
+    "pgd_accuracy": ("PGD acc.", 3),
+    "ece": ("ECE", 3),
+    "before": ("conf.", 3),
+    "after_dropout": ("Dropout", 3),
+    "after_adaptive": ("Adaptive", 3),
+    "after_confsmooth": ("ConfSmooth", 3),
+    "after_worst": ("worst", 3),
+    "stable": ("R", 3),
+    "bound": ("½+R/2", 3),
+    "raw": ("raw", 3),
+    "k": ("k", 2),
+    "at_k": ("at k", 3),
+    "clean_at_k": ("clean at k", 3),
+    "matched": ("matched", 3),
+    "time": ("time", 2),
+}
 DOCS = Path(__file__).parent.parent / "docs"
 HEAD = """# Defenses, measured
 
@@ -91,18 +111,58 @@ def make(args, eps, name, seed, folder):
         print(folder, error, flush=True)
 
 
+def numbers(args, run, test, held, eps):
+    """One run's row; its numbers are kept, and looked up where nothing that they depend on has changed."""
+    content = store.read_job(run)
+    job, weights = content["job"], store.file_hash(run / "model.safetensors")
+    facts = {"weights": weights, "test": test.fingerprint(), "held": held.fingerprint(), "eps": eps}
+    file = args.out / "refereed" / f"{run.name}-{store.key_of(facts)}.json"
+    if not file.exists():
+        found = referee(load(run), test, held, eps=eps)
+        file.parent.mkdir(exist_ok=True)
+        store.write_json(file, found)
+    row = {name: job[name] for name in ("defense", "defense_value", "model", "epochs", "seed")}
+    row |= {"run": run.name, "seconds": content["seconds"], "collapsed": content.get("collapsed", False)}
+    return row | json.loads(file.read_text())
+
+
+def spread(values, digits):
+    """Mean ± standard deviation; a dash where nothing was measured."""
+    known = values.cast(pl.Float64).drop_nulls().drop_nans()
+    if not len(known):
+        return "-"
+    told = f"{known.mean():.{digits}f}"
+    return told if len(known) == 1 else f"{told} ± {known.std():.{digits}f}"
+
+
+def table(frame):
+    """A line a defense: mean ± standard deviation over its runs, the collapsed ones counted apart."""
+    standard, lines = frame.filter(defense="at")["seconds"].mean(), []
+    for (name,), part in frame.group_by("defense", maintain_order=True):
+        sound = part.filter(~pl.col("collapsed"))
+        fallen = len(part) - len(sound)
+        shown = (sound if len(sound) else part).with_columns(time=pl.col("seconds") / pl.lit(standard))
+        line = [f"{name} ({len(part)}{f', {fallen} collapsed' if fallen else ''})"]
+        for column, (_, digits) in COLUMNS.items():
+            over = column in ("raw", "at_k", "matched") and (shown[column] > shown["bound"] + SLACK).any()
+            line.append(spread(shown[column], digits) + (" †" if over else ""))
+        lines.append(line)
+    return Table(["defense", *(heading for heading, _ in COLUMNS.values())], lines)
+
+
 def section(args, eps):
     """One budget's rows and their Markdown."""
     finished = [
         folder for e, *_, folder in runs(args) if e == eps and (folder / "model.safetensors").exists()
     ]
     test, held = mnist("t10k", 0, 10_000, args.test), mnist("train", 50_000, 60_000, args.held)
-    frame = compare(finished, test, held, args.out / f"compared-{eps:g}", eps=eps, mean=0.9)
+    rows = [numbers(args, run, test, held, eps) for run in finished]
+    frame = pl.DataFrame(rows, infer_schema_length=None)
     return frame.with_columns(eps=pl.lit(eps)), f"\n## ε = {eps:g}\n\n{table(frame).markdown()}"
 
 
 def main():
-    """Train what is missing, compare, write."""
+    """Train what is missing, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--test", type=int, default=10_000)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from nets import conv_net, images
-from poise import attacks, defenses, evaluate, store, training
-from poise.auditing import comparison
+from poise import attacks, defenses, evaluate, store
 from poise.auditing.audit import audit, set_aside
 from poise.auditing.timing import Timed
 from poise.cli.show import show
@@ -74,8 +73,8 @@ def test_a_full_disk_is_one_message_and_the_attacks_done_before_stay(run, writte
     assert (out / "pgd" / "records.parquet").stat().st_mtime_ns == before
 
 
-def test_so_it_is_in_the_diagnostics_the_report_and_a_comparison(run, tmp_path, monkeypatch):
-    out, held = tmp_path / "out", some(seed=1)
+def test_so_it_is_in_the_diagnostics_and_the_report(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(store, "note", lambda folder, **facts: (_ for _ in ()).throw(FULL))
         with pytest.raises(store.InputError, match="make room"):
@@ -85,10 +84,6 @@ def test_so_it_is_in_the_diagnostics_the_report_and_a_comparison(run, tmp_path, 
         filling(patch, "report.tex")
         with pytest.raises(store.InputError, match="make room"):
             show([out], tmp_path / "report")
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write_json", lambda file, content: (_ for _ in ()).throw(FULL))
-        with pytest.raises(store.InputError, match="No space left"):
-            comparison.compare([run], some(), held, tmp_path / "compared", eps=0.05, steps=1)
 
 
 def test_a_disk_without_room_for_the_records_is_refused_before_the_first_attack(run, tmp_path, monkeypatch):
@@ -142,14 +137,6 @@ def test_a_fast_attack_prepares_once_for_each_model_and_shape(monkeypatch):
     assert timed.notes[-1].startswith("layout: ")
     evaluate(net, data, timed, devices=("cpu", "cpu"))
     assert len(calls) <= 2  # the second device has a copy of its own; it may have got no batch
-
-
-def test_a_compared_net_is_loaded_once(run, tmp_path, monkeypatch):
-    held = some(seed=1)
-    first = comparison.compare([run], some(), held, tmp_path / "out", eps=0.05, steps=1)
-    loads = counted(monkeypatch, training, "load")
-    again = comparison.compare([run], some(), held, tmp_path / "out", eps=0.05, steps=1)
-    assert loads == [] and again.equals(first)
 
 
 def test_a_shown_run_is_read_once(run, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,6 @@ from poise.cli import COMMANDS, main
 
 EVALUATE = ("evaluate", "--model", "lenet", "--data", "digits", "--out", "OUT")
 TRAIN = ("train", "--data", "digits", "--out", "OUT")
-COMPARE = ("compare", "RUN", "--data", "digits", "--out", "OUT")
 REPRODUCE = ("reproduce", "table1", "--out", "OUT")
 WRONG = [  # (the command line, words of the answer)
     ((), "name a command"),
@@ -91,11 +90,6 @@ WRONG = [  # (the command line, words of the answer)
     ((*TRAIN, "--freeze", "nothing"), "nothing"),
     ((*TRAIN, "--no-decay-norm"), "did you mean --no-decay-norms?"),
     (("train", "--data", "digits", "--out", "FILE"), "is a file"),
-    (("compare", "--data", "digits", "--out", "OUT"), "at least one run folder"),
-    (COMPARE, "no run folder"),
-    ((*COMPARE, "--eps", "8"), "8/255"),
-    ((*COMPARE, "--confidence", "90"), "confidence must be a number in [0, 1]"),
-    ((*COMPARE, "--steps", "0"), "steps"),
     (("reproduce",), "needs TARGET"),
     (("reproduce", "tabel2", "--out", "OUT"), "did you mean table2"),
     ((*REPRODUCE, "--scale", "huge"), "--scale"),

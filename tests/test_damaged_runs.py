@@ -7,8 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import warnings
-from dataclasses import fields
 from pathlib import Path
 
 import polars as pl
@@ -18,7 +16,6 @@ import torch
 import poise
 from poise import InputError, attacks, defenses, store
 from poise.auditing import audit as auditing
-from poise.auditing import comparison
 from poise.auditing.audit import audit
 from poise.data import ImageSet
 from poise.job_file import fault_in
@@ -165,11 +162,7 @@ def test_so_it_is_with_a_training(name, run, tmp_path):
     for number, value in enumerate(v for v in VALUES if v != "x" or name not in texts):
         folder = Path(shutil.copytree(run, tmp_path / str(number)))
         field("job", name, value=value)(folder / "job.json")
-        refused(lambda at=folder: compared(at, tmp_path / at.name / "c"), names=str(folder))
-
-
-def compared(run, out):
-    return comparison.compare([run], some(), some(seed=1), out, eps=0.05, steps=1)
+        refused(lambda at=folder: audit(str(at), some(), ONE, tmp_path / "no"), names=str(folder))
 
 
 def test_a_job_changed_by_hand_is_told_by_its_key(out, trained):
@@ -330,24 +323,6 @@ def test_weights_that_are_not_those_of_the_run_are_refused(trained, tmp_path):
         assert "does not hold what the run wrote" in refused(do, names="run/model.safetensors")
 
 
-def test_a_compared_net_s_numbers_are_checked(run, tmp_path):
-    first = compared(run, tmp_path / "c")
-    (file,) = (f for f in (tmp_path / "c").glob("*.json") if f.name != "job.json")
-    whole = file.read_text()
-    after = json.loads(whole)["after"]
-    for change in (
-        *({"k": "x"}, {"collapsed": 3}, {"raw": []}),
-        *({"after": {}}, {"after": []}, {"after": {**after, "worst": None}}),
-    ):
-        file.write_text(json.dumps(json.loads(whole) | change))
-        refused(lambda: compared(run, tmp_path / "c"), names=str(file))
-    assert json.loads(whole).keys() == {f.name for f in fields(comparison.Honest)}
-    file.write_text(whole[:-20])
-    refused(lambda: compared(run, tmp_path / "c"), names=str(file))
-    file.write_text(whole)
-    assert compared(run, tmp_path / "c").equals(first)
-
-
 # stops
 
 
@@ -450,18 +425,6 @@ def test_an_attack_notes_the_versions_that_ran_it(run, out):
     field("versions", "poise", value="0.0.9")(out / "pgd" / "job.json")
     audit(str(run), some(), CHOSEN, out)
     assert "versions" not in {f["kind"] for f in read(out).content["findings"]}
-
-
-def test_a_comparison_by_two_versions_is_warned_of(run, trained, tmp_path):
-    folder = tmp_path / "c"
-    compared(run, folder)
-    field("job", "seed", value=1)(trained / "job.json")  # another run, of the same weights
-    store.note(folder, versions={**store.read_job(folder)["versions"], "poise": "0.0.9"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compared(run, folder)  # nothing is computed
-    with pytest.warns(UserWarning, match="was on poise 0.0.9 and goes on with"):
-        comparison.compare([run, trained], some(), some(seed=1), folder, eps=0.05, steps=1)
 
 
 def test_the_device_noted_is_the_one_in_use(run, tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 import unicodedata
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 import transformers
@@ -229,17 +228,6 @@ def test_weights_know_their_classes_away_from_their_run(tmp_path):
     data = folders(tmp_path / "two", {"Malignant": 120, "benign": 40}, seed=1)
     accuracy, _ = evaluated("levels", data, tmp_path / "out", "--weights", str(moved))
     assert accuracy == 1.0
-
-
-def test_a_comparison_matches_and_maps_classes(tmp_path, capsys):
-    run = trained(tmp_path)
-    data = folders(tmp_path / "two", {"Malignant": 120, "lump": 40}, n=30, seed=1)
-    flags = ["--data", data, "--steps", "1", "--eps", "1/255", "--held-out", "20", "--out"]
-    with pytest.raises(SystemExit):
-        main(["compare", str(run), *flags, str(tmp_path / "no")])
-    assert "lump has no match" in capsys.readouterr().err
-    main(["compare", str(run), *flags, str(tmp_path / "out"), "--class-map", "lump=benign"])
-    assert pl.read_parquet(tmp_path / "out" / "comparison.parquet")["accuracy"].to_list() == [1.0]
 
 
 def test_training_goes_on_from_weights_in_the_order_of_the_new_classes(tmp_path):

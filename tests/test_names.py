@@ -8,7 +8,6 @@ import poise
 
 COMMANDS = {
     "audit",
-    "compare",
     "demo",
     "evaluate",
     "report",

@@ -70,7 +70,7 @@ def refused(capsys, *args):
 def test_a_run_made_from_a_file_runs_it_only_where_it_is_named_again(own, capsys):
     error = refused(capsys, "evaluate", "--model", own.run, "--data", "digits", "--out", own.folder / "a")
     assert f"--code {own.name}" in error
-    error = refused(capsys, "compare", own.run, "--data", "digits", "--out", own.folder / "b")
+    error = refused(capsys, "audit", own.run, "--data", "digits", "--out", own.folder / "b")
     assert f"--code {own.name}" in error
     with pytest.raises(InputError, match="runs code: if you trust it, name it again"):
         poise.load(own.run)

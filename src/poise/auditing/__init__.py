@@ -1,1 +1,1 @@
-"""The audit: a model attacked, timed, compared, and the demo."""
+"""The audit: a model attacked, timed, answered for, and the demo."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -42,13 +41,12 @@ from poise.data import ImageSet
 from poise.data.own import from_batches
 from poise.naming import lookup
 from poise.progress import Progress, silent
-from poise.recalibration import Recalibrated, Scale, k_for_confidence, logits_of, temperature
+from poise.recalibration import Recalibrated, Scale
 from poise.report.runs import records_of
 from poise.resources import using
 from poise.shapes import Images, Labels
 
 THRESHOLD = 0.5
-CLEAN = 0.9  # the mean confidence of right answers to compare at
 LEAST = 100  # images below which a time limit takes steps away first
 FEWEST = 10  # steps
 LONGER = 10  # times the steps, on a sample
@@ -329,17 +327,7 @@ def _scales(asked: Asked, net: Loaded) -> dict[str, float]:
     if asked.held_out is None:
         return {}
     held, _ = match_labels(net.net, asked.held_out, given=asked.options["class_map"], who=net.who)
-    z, y = logits_of(net.net, held)
-    right = z[z.argmax(dim=1) == y]
-    fits: dict[str, Callable[[], float]] = {
-        pairs.SCALE: lambda: float(temperature(z, y).k),
-        pairs.CONFIDENCE: lambda: k_for_confidence(right, CLEAN),
-    }
-    found = {}
-    for grounds, fit in fits.items():
-        with suppress(InputError):  # all answers right, one constant output: there is no such scale
-            found[grounds] = fit()
-    return found
+    return pairs.fit_scales(net.net, held)
 
 
 def _scaled(asked: Asked, name: str, net: Loaded, k: float, main: Sequence[Part], folder: Path) -> Evidence:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeVar
@@ -11,16 +12,21 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from torch import nn
 
 from poise.auditing import intervals
 from poise.auditing.answers import Evidence
 from poise.auditing.intervals import Array, Number
+from poise.checks import InputError
+from poise.data import ImageSet
+from poise.recalibration import k_for_confidence, logits_of, temperature
 
 RAW = "raw"
 SCALE = "at equal scale"  # each model's logits times the k of least NLL on held-out images
 CONFIDENCE = "at equal clean confidence"  # times the k at which held-out right answers have one mean
 REFERRAL = "at equal referral rate"  # each at the threshold that refers one share of the clean images
 TELLS_NOT = "cannot tell"
+CLEAN = 0.9  # the mean confidence of right answers to compare at
 
 T = TypeVar("T")
 
@@ -71,6 +77,21 @@ def all_pairs(candidates: Sequence[Candidate], *, threshold: float) -> list[Pair
         for first, second in combinations(candidates, 2)
         for pair in _of_two(first, second, threshold=threshold)
     ]
+
+
+def fit_scales(net: nn.Module, held_out: ImageSet) -> dict[str, float]:
+    """The multipliers of the logits for SCALE and for CONFIDENCE; those that there are."""
+    z, y = logits_of(net, held_out)
+    right = z[z.argmax(dim=1) == y]
+    fits: dict[str, Callable[[], float]] = {
+        SCALE: lambda: float(temperature(z, y).k),
+        CONFIDENCE: lambda: k_for_confidence(right, CLEAN),
+    }
+    found = {}
+    for grounds, fit in fits.items():
+        with suppress(InputError):  # all answers right, one constant output: there is no such scale
+            found[grounds] = fit()
+    return found
 
 
 def _of_two(first: Candidate, second: Candidate, *, threshold: float) -> Iterator[Pair]:

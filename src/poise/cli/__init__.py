@@ -20,7 +20,6 @@ from tyro.conf import Positional, arg
 from poise import __version__
 from poise.checks import InputError, check_number
 from poise.cli.audit import audit
-from poise.cli.compare import compare
 from poise.cli.evaluate import evaluate
 from poise.cli.parsing import check_out, parse
 from poise.cli.reproduce import reproduce
@@ -92,7 +91,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit,
     "evaluate": evaluate,
     "train": train,
-    "compare": compare,
     "reproduce": reproduce,
     "report": report,
     "list": list_,

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from poise.auditing.comparison import SLACK
 from poise.paper.claims_defenses import COUNTED, MISCLASSIFICATION, extra, others
 from poise.paper.jobs import DEFENDED, UNDERCONFIDENCE
 from poise.paper.judging import Claim
 from poise.paper.numbers import Case, Mean, Subject, highest, lowest
+from poise.paper.referee import SLACK
 
 AUTO, CHEAP, FREE, FIVE = "Auto", "AT-5", "UAT-Smooth (unprojected)", "UAT-Smooth-5"
 COMPARED = (*DEFENDED, CHEAP, FREE)
-SAME = "msp_referee"  # of all these attacks on the images that `poise compare` takes
+SAME = "msp_referee"  # of all these attacks on the images that `referee` takes
 WAYS = {
     "raw": "under auto",
     "at_k": "under auto at k_NLL",

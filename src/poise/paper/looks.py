@@ -13,14 +13,15 @@ import torch
 from poise import data, metrics, store
 from poise.attacks import Attack, run
 from poise.auditing.audit import audit
-from poise.auditing.comparison import compare
 from poise.auditing.timing import passes
+from poise.evaluation import choose_devices
 from poise.fast import Fast
 from poise.labels import as_in
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import ask, evaluating
 from poise.paper.nets import PaperNet, Place, folder_name
 from poise.paper.readings import OURS, Reading, attacks_of, unheld
+from poise.paper.referee import referee
 from poise.paper.salience import random_signs, salience
 from poise.paper.suites import Setting
 from poise.progress import Progress
@@ -169,13 +170,12 @@ AUDITED = Measurement(
 # Table 2's other reading: ΔW and SSIM of attacks that leave [0, 1], which no audit accepts.
 
 
-def _open(job: Job, place: Place) -> tuple[torch.nn.Module, data.ImageSet, torch.device]:
-    """The net and its test images, and the run's folder with its circumstances."""
+def _open(job: Job, place: Place) -> tuple[torch.nn.Module, torch.device]:
+    """The net, and the run's folder with its circumstances."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     own = {"kind": job.look.name, "net": job.net.name, "attacks": repr(job.attacks)}
     store.open_run(job.folder(place), own, device=device)
-    net = job.net.load(place).to(device)
-    return net, as_in(net, job.net.images("test", place)), device
+    return job.net.load(place).to(device), device
 
 
 def _leave(job: Job, place: Place, frame: pl.DataFrame) -> None:
@@ -184,8 +184,8 @@ def _leave(job: Job, place: Place, frame: pl.DataFrame) -> None:
 
 
 def _distances(job: Job, place: Place, progress: Progress) -> None:
-    net, test, device = _open(job, place)
-    rows: list[pl.DataFrame] = []
+    net, device = _open(job, place)
+    test, rows = as_in(net, job.net.images("test", place)), list[pl.DataFrame]()
     for name, attack in job.attacks.items():
         done = 0
         for x, y in test:
@@ -229,8 +229,8 @@ UNHELD = Measurement(
 
 
 def _weigh(job: Job, place: Place, progress: Progress) -> None:
-    net, test, device = _open(job, place)
-    x, y = next(iter(test.batched(_FIRST)))
+    net, device = _open(job, place)
+    x, y = next(iter(as_in(net, job.net.images("test", place)).batched(_FIRST)))
     x = x.to(device)
     changed = {name: run(attack, net, x, y) for name, attack in job.attacks.items()}
     changed["chance"] = random_signs(x, eps=job.net.setting.eps)
@@ -252,7 +252,7 @@ WEIGHED = Measurement(
     forwards=lambda job, images: _judged(job, min(images, _FIRST)),
 )
 
-# The numbers of `poise compare`, the scales fitted on test images that are not attacked here.
+# What a referee would ask, the scales fitted on test images that are not attacked here.
 
 HONEST = {  # its column -> (attack, metric) of the cell
     "raw": ("Auto", "raw"),
@@ -268,26 +268,17 @@ HONEST = {  # its column -> (attack, metric) of the cell
 }
 
 
-def _compare(job: Job, place: Place, progress: Progress) -> None:
-    net, s = job.net, job.net.setting
-    test = data.load(s.job.data, split="test", root=place.root, batch_size=s.batch_size)
+def _referee(job: Job, place: Place, progress: Progress) -> None:
+    s = job.net.setting
+    model, _ = _open(job, place)
+    test = as_in(model, data.load(s.job.data, split="test", root=place.root, batch_size=s.batch_size))
     held, rest = test.divide(min(place.held, len(test) // 2))
     rest = rest.subset(min(s.test or len(rest), len(rest)))
-    code = () if net.job is None else (s.job.model,)
-    frame = compare(
-        [net.folder(place)],
-        rest,
-        held,
-        job.folder(place),
-        code=code,
-        eps=s.eps,
-        steps=s.steps,
-        progress=progress,
-    )
-    _leave(job, place, frame)
+    found = referee(model, rest, held, eps=s.eps, steps=s.steps, devices=choose_devices(model))
+    _leave(job, place, pl.DataFrame([found], infer_schema_length=None))
 
 
-def _compared(job: Job, place: Place) -> Iterator[Cell]:
+def _refereed(job: Job, place: Place) -> Iterator[Cell]:
     row = pl.read_parquet(job.folder(place) / job.look.file).to_dicts()[0]
     for column, (attack, metric) in HONEST.items():
         if row[column] is not None:
@@ -298,8 +289,8 @@ REFEREED = Measurement(
     name="referee",
     attacks=lambda setting, reading: attacks_of(setting, OURS),
     file="comparison.parquet",
-    take=_compare,
-    cells=_compared,
+    take=_referee,
+    cells=_refereed,
     # four attacks, and `auto`, with five more forwards, thrice
     forwards=lambda job, images: images * (7 * (job.net.setting.steps + 3) + 3 * 5),
 )

@@ -69,7 +69,7 @@ class Suite:
         magnitude: of Table 2 and Figure 1.
         defended: of Tables 3, 4 and S2, and Figure 2.
         counted: of Table S3.
-        held: test images set aside to fit the scales of the logits on (`poise compare`).
+        held: test images set aside to fit the scales of the logits on (`paper.referee`).
     """
 
     name: str
