@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from poise import __version__
 from poise.checks import InputError, check_number
 from poise.cli.audit import audit
+from poise.cli.check import check
 from poise.cli.evaluate import evaluate
 from poise.cli.parsing import check_out, parse
 from poise.cli.reproduce import reproduce
@@ -94,6 +95,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": reproduce,
     "report": report,
     "list": list_,
+    "check": check,
     "download": download,
 }
 

@@ -186,10 +186,11 @@ def _flags(hints: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
     """The flags made of arguments or fields by their types, a dataclass giving those of its own fields."""
     for name, hint in hints.items():
         kind, *beside = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        named = next((other.name for other in beside if getattr(other, "name", None) is not None), name)
         if not is_dataclass(kind):
-            yield before + name, kind
+            yield before + named, kind
             continue
-        flat = any(getattr(other, "name", None) == "" for other in beside)
+        flat = named == ""
         yield from _flags(get_type_hints(kind, include_extras=True), before if flat else f"{before}{name}.")
 
 
