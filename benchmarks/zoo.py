@@ -10,6 +10,7 @@ takes images in [0, 1], its normalisation inside, and comes in evaluation mode.
 import gzip
 import io
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from poise import data, models
+from poise import data, defenses, models
+from poise.progress import silent
 from poise.shapes import Images, Labels
+from poise.training import TrainJob, train
 
 GREY, SMALL = (1, 28, 28), (3, 32, 32)
 
@@ -180,6 +183,69 @@ def trained(net: nn.Module, x: Images, y: Labels, *, seed: int, epochs: int, lr:
     return net
 
 
+def pictures(file: str, split: int, *, classes: int) -> tuple[Images, Labels]:
+    """Grey pictures of a .npz of JPEGs, 64×64, of its first so many classes, in a random order."""
+    from PIL import Image
+
+    with np.load(folder() / f"{file}_jpeg.npz") as z:
+        body, offset, label = z["body"].tobytes(), z["offset"], z["label"]
+        chosen = np.flatnonzero((z["split"] == split) & (label < classes))
+    chosen = np.random.default_rng(0).permutation(chosen)
+    small = [
+        np.asarray(Image.open(io.BytesIO(body[offset[i] : offset[i + 1]])).convert("L").resize((64, 64)))
+        for i in chosen
+    ]
+    return tensors(np.stack(small), label[chosen])
+
+
+def pictures_test(file: str, *, classes: int) -> Callable[[int, int], tuple[Images, Labels]]:
+    """Test pictures of that file."""
+
+    def source(start: int, end: int) -> tuple[Images, Labels]:
+        x, y = pictures(file, 1, classes=classes)
+        return x[start:end], y[start:end]
+
+    return source
+
+
+def pictures_net(file: str, *, classes: int) -> Callable[[], nn.Module]:
+    """A small CNN trained on the training pictures of that file, 15 epochs."""
+
+    def net() -> nn.Module:
+        x, y = pictures(file, 0, classes=classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = models.load("small-cnn", classes=classes, shape=(1, 64, 64))
+        return trained(fresh, x, y, seed=0, epochs=15, lr=0.02)
+
+    return net
+
+
+def digits_vit() -> nn.Module:
+    """A vision transformer of four blocks of width 64 on digits, 2×2 patches, 40 epochs."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    held = data.digits("train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        fresh = VisionTransformer(
+            img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4
+        )
+    return trained(fresh, held.pixels.float() / held.scale, held.y, seed=0, epochs=40, lr=0.05)
+
+
+def digits_uat(defense: str) -> Callable[[], nn.Module]:
+    """LeNet trained on digits by a defense at ε = .15, 20 epochs."""
+
+    def net() -> nn.Module:
+        with tempfile.TemporaryDirectory() as out:
+            held = data.digits("train")
+            job = TrainJob(data="digits", model="lenet", defense=defense, epochs=20)
+            return train(job, held, defenses.build(defense, eps=0.15), Path(out) / "run", progress=silent)
+
+    return net
+
+
 def fresh_lenet(seed: int, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """LeNet with random weights that the seed alone decides."""
     with torch.random.fork_rng(devices=[]):
@@ -214,6 +280,10 @@ ZOO: Mapping[str, tuple[Callable[[], nn.Module], Callable[[int, int], tuple[Imag
     "mnist-3-8": (pair_lenet(3, 8, seed=0), mnist_pair_test(3, 8)),
     "mnist-4-9": (pair_lenet(4, 9, seed=1), mnist_pair_test(4, 9)),
     "digits": (digits_lenet(0), digits_test),
+    "digits-uat-smooth": (digits_uat("uat-smooth"), digits_test),
+    "digits-uat-gap": (digits_uat("uat-gap"), digits_test),
+    "digits-vit": (digits_vit, digits_test),
+    "chest-3": (pictures_net("chest_xray3", classes=3), pictures_test("chest_xray3", classes=3)),
     "digits-b": (digits_lenet(1), digits_test),
     "cifar10-resnet20": (filed("cifar-resnet20", "cifar10_resnet20", 10, SMALL), cifar10_test),
     "cifar10-resnet56": (filed("cifar-resnet56", "cifar10_resnet56", 10, SMALL), cifar10_test),
