@@ -247,3 +247,32 @@ def test_brackets_in_names_are_shown(capsys):
         progress("on [new] data", 1, 2, "[b]note[/]")
     printed = capsys.readouterr().out
     assert "on [new] data" in printed and "[b]note[/]" in printed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_commands_options_and_choices(shell, capsys):
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*COMMANDS, "time-limit", "thorough"))
+    refused = refusal(capsys, "completion", "csh")
+    assert "'bash', 'zsh', 'fish'" in refused
+
+
+def test_help_is_short_above_and_shows_budgets_as_people_write_them(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for words, shown, hidden in [
+        (["--help"], "same command again resumes", "Several models are compared too"),
+        (["audit", "--help"], "(default: 1/255 2/255 4/255 8/255)", "{None}|STR"),
+    ]:
+        with pytest.raises(SystemExit):
+            main(words)
+        said = capsys.readouterr().out
+        assert shown in said and hidden not in said
+
+
+def test_the_catalogue_is_there_for_programs(capsys):
+    main(["list", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {"kind": "defenses", "name": "uat-smooth", "origin": "poise"}.items() <= next(
+        entry for entry in found if entry["name"] == "uat-smooth"
+    ).items()

@@ -122,6 +122,16 @@ def number(text: str, *, whole: bool = False) -> float:
         raise ValueError(f"{kind} is needed, got {text!r}") from None
 
 
+def spelled(eps: float) -> str:
+    """A budget as people write it.
+
+    >>> spelled(8 / 255), spelled(0.1), spelled(0)
+    ('8/255', '0.1', '0')
+    """
+    whole = round(255 * eps)
+    return f"{whole}/255" if whole and abs(255 * eps - whole) < 1e-9 else f"{eps:g}"
+
+
 def seconds(text: str) -> float:
     """A time as people write it: 90, 90s, 30m or 2h.
 

@@ -17,8 +17,8 @@ from poise.auditing.drawings import Drawing, Line
 from poise.auditing.intervals import UNKNOWN, Number, counted, percent, shown
 from poise.auditing.outcome import Audit, Model
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
-from poise.auditing.suite import spelled
 from poise.checks import InputError
+from poise.naming import spelled
 from poise.report import escaping
 from poise.report.tables import Table
 

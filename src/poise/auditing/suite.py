@@ -17,7 +17,7 @@ from poise.auditing.timing import passes
 from poise.checks import InputError, check_number
 from poise.data import ImageSet
 from poise.modes import called, differentiable, logits_in
-from poise.naming import lookup
+from poise.naming import lookup, spelled
 
 EPS = tuple(n / 255 for n in (1, 2, 4, 8))
 UNDER = ("auto", "adaptive", "confsmooth")  # white box, the label kept
@@ -124,16 +124,6 @@ def budgets(eps: Sequence[float]) -> tuple[float, ...]:
     if not eps:
         raise InputError("name at least one eps, e.g. --eps 1/255 4/255")
     return tuple(sorted({float(each) for each in eps}))
-
-
-def spelled(eps: float) -> str:
-    """A budget as people write it.
-
-    >>> spelled(8 / 255), spelled(0.1), spelled(0)
-    ('8/255', '0.1', '0')
-    """
-    whole = round(255 * eps)
-    return f"{whole}/255" if whole and abs(255 * eps - whole) < 1e-9 else f"{eps:g}"
 
 
 def gives_gradients(net: nn.Module, data: ImageSet) -> bool:

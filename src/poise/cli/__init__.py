@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 from tyro.conf import Positional, arg
 
@@ -22,7 +23,7 @@ from poise.checks import InputError, check_number
 from poise.cli.audit import audit
 from poise.cli.check import check
 from poise.cli.evaluate import evaluate
-from poise.cli.parsing import check_out, parse
+from poise.cli.parsing import check_out, completion_script, parse
 from poise.cli.reproduce import reproduce
 from poise.cli.show import show
 from poise.cli.train import train
@@ -62,11 +63,30 @@ def report(
     show(runs, out, threshold=threshold)
 
 
-def list_() -> None:
-    """Print the attacks, defenses, models, data sets and metrics, each with its source."""
-    from poise.cli.catalogue import print_catalogue
+def list_(*, json_: Annotated[bool, arg(name="json")] = False) -> None:
+    """Print the attacks, defenses, models, data sets and metrics, each with its source.
 
-    print_catalogue()
+    Args:
+        json_: Print JSON for other programs.
+    """
+    from poise.cli.catalogue import catalogue, print_catalogue
+
+    if json_:
+        print(json.dumps([entry._asdict() for entry in catalogue()], indent=2, ensure_ascii=False))
+    else:
+        print_catalogue()
+
+
+def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
+    """Print what a shell reads to complete commands and options.
+
+    In bash: eval "$(poise completion bash)"; in fish: poise completion fish | source. For zsh, write it
+    to a file _poise in a folder of $fpath.
+
+    Args:
+        shell: Which.
+    """
+    print(completion_script(COMMANDS, shell))
 
 
 def download(data: Positional[Annotated[str, arg(metavar="DATA")]], *, root: Path = Path("data")) -> None:
@@ -97,6 +117,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_,
     "check": check,
     "download": download,
+    "completion": completion,
 }
 
 

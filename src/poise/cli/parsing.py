@@ -7,8 +7,9 @@ import functools
 import io
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -18,7 +19,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from poise.checks import InputError, check_count
-from poise.naming import number
+from poise.naming import number, spelled
 
 Commands: TypeAlias = Mapping[str, Callable[..., None]]
 HOME = re.compile(r"^((?:-[^=]*=)?(?:[\w.-]+[=:]|onnx/|hf/)*)(~[^/]*)(?=/|$)")  # where a path may begin
@@ -35,22 +36,37 @@ def parse(commands: Commands, words: Sequence[str], *, description: str) -> Call
         SystemExit: help was asked for.
     """
     words, said = [_at_home(word) for word in words], io.StringIO()
+    brief = words[:1] in (["-h"], ["--help"])
     _check_known(commands, words)
     words = _gather(commands, words)
     try:
         with redirect_stderr(said):
             ready: Callable[[], None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _defer(command) for name, command in commands.items()},
+                {name: _defer(command, brief=brief) for name, command in commands.items()},
                 prog="poise",
                 description=description,
                 args=words,
-                registry=_read_numbers(),
+                registry=_read_values(),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(_refusal(words[0], said.getvalue())) from None
     return ready
+
+
+def completion_script(commands: Commands, shell: str) -> str:
+    """What a shell reads to complete commands, options and their choices."""
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        file = Path(folder) / shell
+        with suppress(SystemExit):
+            tyro.extras.subcommand_cli_from_dict(
+                {name: _defer(command) for name, command in commands.items()},
+                prog="poise",
+                args=["--tyro-write-completion", shell, str(file)],
+                registry=_read_values(),
+            )
+        return file.read_text(encoding="utf-8")
 
 
 def check_asked(out: Path, *, seed: int = 0, **counts: int | None) -> None:
@@ -81,11 +97,15 @@ def check_out(out: Path) -> None:
         raise InputError(f"--out {str(out)!r}: {str(here)!r} {reason}: name another folder")
 
 
-def _defer(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+def _defer(command: Callable[..., None], *, brief: bool = False) -> Callable[..., Callable[[], None]]:
+    """The command, to be run later; brief is the first line of its help alone."""
+
     @functools.wraps(command)
     def ready(*given: Any, **named: Any) -> Callable[[], None]:
         return functools.partial(command, *given, **named)
 
+    if brief:
+        ready.__doc__ = (command.__doc__ or "").partition("\n")[0]
     return ready
 
 
@@ -106,8 +126,8 @@ def _home(path: str) -> Path:
         raise InputError(f"{path!r} is nobody's home folder here: write the path out") from error
 
 
-def _read_numbers() -> ConstructorRegistry:
-    """How numbers are read, for every option of every command."""
+def _read_values() -> ConstructorRegistry:
+    """How numbers and texts are read and shown, for every option of every command."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -120,6 +140,18 @@ def _read_numbers() -> ConstructorRegistry:
             metavar="NUMBER",
             instance_from_str=lambda words: number(words[0], whole=kinds == {int}),
             is_instance=lambda value: value is None or isinstance(value, int | float),
+            str_from_instance=lambda value: [spelled(value) if isinstance(value, float) else str(value)],
+        )
+
+    @registry.primitive_rule
+    def _(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if {*get_args(kind.type)} != {str, NoneType}:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="STR",
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: value is None or isinstance(value, str),
             str_from_instance=lambda value: [str(value)],
         )
 
