@@ -270,7 +270,7 @@ def test_two_damaged_checkpoints_are_refused_by_name(images, cut_at_10):
 
 def test_checkpoints_hold_no_pickles(images, cut_at_10):
     tensors, facts = store.read_tensors(cut_at_10 / NEWEST)
-    assert {name.split(".")[0] for name in tensors} == {"model", "momentum", "average", "best"}
+    assert {name.split(".")[0] for name in tensors} == {"model", "optimizer", "average", "best"}
     assert set(facts) == {"step", "seconds", "rows", "scaler", "key", "digest"} and facts["step"] == "8"
 
 

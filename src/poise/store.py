@@ -86,9 +86,11 @@ def _check_same(folder: Path, job: Json) -> None:
         if there.get(name) != job.get(name)
     ]
     if differ:
+        model = folder / "model.safetensors"
+        more = f", and --weights {model} to go on from its model" if model.exists() else ""
         raise InputError(
             f"{str(folder)!r} holds a run of another configuration ({'; '.join(differ)}): "
-            "name another --out, or remove that folder"
+            f"name another --out{more}, or remove that folder"
         )
 
 

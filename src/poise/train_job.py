@@ -14,6 +14,7 @@ Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]
 Schedule: TypeAlias = Literal["cosine", "one-cycle", "constant"]
 Augment: TypeAlias = Literal["none", "crop-flip"]
 Select: TypeAlias = Literal["last", "accuracy", "pgd", "confsmooth"]
+Optimizer: TypeAlias = Literal["sgd", "adamw"]
 
 ALWAYS_TOLD = (  # in the configuration that names a run's folder; the options that came later, if set
     *("data", "model", "defense", "seed", "epochs", "lr", "momentum", "weight_decay", "batch_size"),
@@ -32,8 +33,8 @@ class Within(NamedTuple):
 class TrainJob:
     """Everything that a trained model depends on; defaults are the paper's (section 4.1).
 
-    SGD with Nesterov momentum, the learning rate falling to 0 along a cosine over all steps. The command
-    line's flags, the checks and what job.json may hold are read from here.
+    SGD with Nesterov momentum by default, the learning rate falling to 0 along a cosine over all steps. The
+    command line's flags, the checks and what job.json may hold are read from here.
 
     Args:
         data: Data set, see `poise list`.
@@ -42,8 +43,8 @@ class TrainJob:
         seed: Of the first weights, the order of the images and all draws.
         epochs: Passes over the data.
         lr: Highest learning rate.
-        momentum: Nesterov's momentum.
-        weight_decay: Added to the gradient, times the weights.
+        momentum: Nesterov's momentum; with adamw the decay of the gradients' average, β1.
+        weight_decay: Times the weights, added to the gradient; with adamw taken from the weights beside it.
         batch_size: Images a step, over all devices and parts. Their number changes what is computed where a
             loss looks at a batch as a whole: with BatchNorm, and in ccat, dca, falcon, mixup, sam, uat-mix.
         precision: Of the forward passes; the weights stay float32.
@@ -63,6 +64,8 @@ class TrainJob:
         select: Epoch whose weights count: the last, or the best on the images set aside by clean accuracy,
             by PGD accuracy, or by ConfSmooth: the mean over all images of the confidence under it, 0 where
             the clean answer is wrong.
+        patience: Epochs without a better one after which training ends; 0 for never.
+        optimizer: sgd with Nesterov's momentum, or adamw (β2 = .999), which wants a far lower lr.
     """
 
     data: str
@@ -88,6 +91,8 @@ class TrainJob:
     eps_warmup: Annotated[float, Within(0, "epochs", "it is in epochs")] = 0.0
     validation: Annotated[float, Within(0, 0.9, "it is a share of the images")] = 0.0
     select: Select = "last"
+    patience: Annotated[int, Within(0)] = 0
+    optimizer: Optimizer = "sgd"
 
     def __post_init__(self) -> None:
         for name, hint in hints().items():
@@ -99,6 +104,8 @@ class TrainJob:
                 f"select={self.select!r} needs images to select on: set a share of the training images "
                 "aside, e.g. validation=0.1 (the test images are for the report)"
             )
+        if self.patience and self.select == "last":
+            raise InputError(f"patience={self.patience} needs to know which epoch is better: give select")
 
 
 @cache

@@ -69,7 +69,18 @@ def train(
     with using(threads), bars() as progress:
         training.train(job, source, chosen, out, fabric=fabric, progress=progress, tensorboard=tensorboard)
     if fabric.is_global_zero:
-        print(f"trained: {out}")
+        print(f"trained: {out} ({_last(out, job)})")
+
+
+def _last(out: Path, job: TrainJob) -> str:
+    """The numbers of the epoch whose weights were left."""
+    import polars as pl
+
+    from poise import store, training
+
+    rows = pl.read_parquet(out / "metrics.parquet").to_dicts()
+    epoch = store.read_job(out).get("selected_epoch", len(rows))
+    return training.note(epoch - 1, job.epochs, rows[:epoch])
 
 
 def _defense(name: str, texts: tuple[str, ...], **flags: float | None) -> Defense:

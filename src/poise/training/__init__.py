@@ -2,9 +2,9 @@
 
 from poise.train_job import TrainJob
 from poise.training.devices import fabric_for
-from poise.training.loop import train
+from poise.training.loop import note, train
 from poise.training.outcome import load
 from poise.training.run import describe
 from poise.training.stopping import Stopped
 
-__all__ = ["Stopped", "TrainJob", "describe", "fabric_for", "load", "train"]
+__all__ = ["Stopped", "TrainJob", "describe", "fabric_for", "load", "note", "train"]

@@ -28,8 +28,9 @@ def save(folder: Path, run: Run) -> None:
     """
     tensors = {f"model.{name}": value for name, value in run.net.state_dict().items()}
     for index, state in run.optimizer.state_dict()["state"].items():
-        if state.get("momentum_buffer") is not None:
-            tensors[f"momentum.{index}"] = state["momentum_buffer"]
+        tensors |= {
+            f"optimizer.{name}.{index}": value for name, value in state.items() if value is not None
+        }
     if run.shadow is not None:
         tensors |= {f"average.{name}": value for name, value in run.shadow.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in (run.best or {}).items()}
@@ -57,8 +58,13 @@ def restore(run: Run, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     if run.shadow is not None:
         run.shadow.load_state_dict(_part(tensors, "average."))
     run.best = _part(tensors, "best.") or None
-    momentum = _part(tensors, "momentum.").items()
-    state = {int(index): {"momentum_buffer": value} for index, value in momentum}
+    state: dict[int, dict[str, Tensor]] = {}
+    before = {
+        f"momentum_buffer.{i}": value for i, value in _part(tensors, "momentum.").items()
+    }  # older ones
+    for name, value in {**before, **_part(tensors, "optimizer.")}.items():
+        what, _, index = name.rpartition(".")
+        state.setdefault(int(index), {})[what] = value
     run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": state})
     if facts["scaler"]:
         run.fabric.strategy.precision.load_state_dict(facts["scaler"])
@@ -78,7 +84,8 @@ def check_room(folder: Path, run: Run) -> None:
 
     Three: the newest, the one before, and the one being written.
     """
-    copies = 2 + (run.shadow is not None) + (run.job.select != "last")  # weights and momentum at least
+    moments = {"sgd": 1, "adamw": 2}[run.job.optimizer]
+    copies = 1 + moments + (run.shadow is not None) + (run.job.select != "last")
     size = copies * sum(t.numel() * t.element_size() for t in run.net.state_dict().values())
     try:
         with tempfile.TemporaryFile(dir=folder):

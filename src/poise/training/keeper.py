@@ -75,6 +75,16 @@ class Keeper:
             checkpoint.restore(run, *found)
         by_first(self.fabric, lambda: self._note_devices(run.step))
 
+    def goes_on(self, run: Run) -> bool:
+        """Whether there is a step left, and the best epoch is not longer ago than the job's patience."""
+
+        def look() -> bool:
+            patience = run.job.patience
+            late = bool(patience and run.rows) and len(run.rows) - _best_epoch(run) >= patience
+            return run.step < run.steps and not late
+
+        return by_first(self.fabric, look)
+
     def save(self, run: Run) -> None:
         """Write all that moves in a run.
 
@@ -141,6 +151,8 @@ class Keeper:
             frame = pl.DataFrame(run.rows, infer_schema_length=None)
             store.write_frame(self.folder / "metrics.parquet", frame)
             show(run.rows[-1])
+        told = {name: value for name, value in run.rows[-1].items() if isinstance(value, float | int)}
+        run.fabric.log_dict(told, step=len(run.rows))  # to the loggers of a Fabric of the caller's
 
     def _leave(self, run: Run, *, selected: bool) -> None:
         facts: dict[str, Any] = {"selected_epoch": _best_epoch(run)} if selected else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def train(
     defense: Defense,
     out: str | Path,
     *,
+    model: nn.Module | None = None,
     fabric: Fabric | None = None,
     progress: Progress = silent,
     tensorboard: bool = False,
@@ -57,7 +59,9 @@ def train(
         data: the training images; a share of them may be set aside (`job.validation`).
         defense: gives the loss.
         out: the run folder; several processes must all see it.
-        fabric: the devices that share out every batch, see `fabric_for`; one by default.
+        model: a network to train a copy of, instead of the job's by its name; `poise.load` needs it again.
+        fabric: the devices that share out every batch, see `fabric_for`; one by default. Every epoch's
+            numbers go to the loggers that it was made with, Lightning's for CSV, TensorBoard, W&B, ...
         progress: told of every step.
         tensorboard: also write every epoch's row for TensorBoard.
 
@@ -65,21 +69,22 @@ def train(
         InputError: `out` holds another run, cannot be written or has no room; or training diverged.
         Stopped: on SIGTERM, after the checkpoint was written.
     """
+    job = job if model is None else replace(job, model=type(model).__name__)
     fabric = fabric or fabric_for(job)
     check_fabric(fabric, job)
     fabric.launch()
-    keeper = Keeper(Path(out), describe(job, data, defense), fabric)
+    keeper = Keeper(Path(out), describe(job, data, defense, model), fabric)
     if keeper.finds_model():
-        return fabric.to_device(load(out, code=job.model))
+        return fabric.to_device(load(out, code=job.model, model=model))
     with (
         torch.random.fork_rng(devices=range(torch.cuda.device_count())),
         board(keeper.folder, wanted=tensorboard) as show,
         requests() as asked,
     ):
-        run = begin(job, data.batched(job.batch_size), defense, fabric)
+        run = begin(job, data.batched(job.batch_size), defense, fabric, model)
         with using(lambda: store.threads_of(keeper.folder) or _threads(run)):
             keeper.open(run)
-            while run.step < run.steps:
+            while keeper.goes_on(run):
                 if _epoch(run, asked, progress if fabric.is_global_zero else silent):
                     keeper.close_epoch(run, show)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,29 +17,36 @@ from poise.checks import InputError
 from poise.preparation import Preparation
 
 
-def load(run: str | Path, *, code: str | None = None) -> nn.Module:
+def load(run: str | Path, *, code: str | None = None, model: nn.Module | None = None) -> nn.Module:
     """The trained model of a run folder, in evaluation mode, on the CPU.
 
     Args:
         run: the folder.
         code: the model's name once more, where it stands for code or for a download (FILE.py:FUNCTION,
             hf/NAME, ...): a folder that came from elsewhere starts neither by itself.
+        model: the network once more, where one was given to `poise.train`; a copy gets the weights.
 
     Raises:
         InputError: no such run, one that has not finished, or one whose model must be named.
     """
     content, weights = read_finished(run)
     job = content["job"]
-    name = model_of(run, job, () if code is None else (code,))
-    if code not in (None, name):
-        raise InputError(f"the model in {str(run)!r} is {name!r} and not {code!r}: leave code away")
     channels, height, width = job["shape"]
-    net = models.load(
-        name,
-        classes=len(job["classes"]),
-        shape=(channels, height, width),
-        weights=weights,
-    )
+    if model is not None:
+        net = copy.deepcopy(model).eval()
+        models.load_weights(net, weights)
+    elif "net" in job:
+        raise InputError(
+            f"the model in {str(run)!r} was trained from a network in Python, a {job['model']}: give it "
+            "again, poise.load(run, model=net)"
+        )
+    else:
+        name = model_of(run, job, () if code is None else (code,))
+        if code not in (None, name):
+            raise InputError(f"the model in {str(run)!r} is {name!r} and not {code!r}: leave code away")
+        net = models.load(
+            name, classes=len(job["classes"]), shape=(channels, height, width), weights=weights
+        )
     vars(net).update(preparation=preparation_in(content), size=(height, width))
     return models.with_names(net, job["classes"])
 

@@ -66,11 +66,14 @@ class Run:
         return self.train[torch.randperm(len(self.train), generator=generator)]
 
 
-def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
+def describe(
+    job: TrainJob, data: ImageSet, defense: Defense, model: nn.Module | None = None
+) -> dict[str, Any]:
     """The configuration that names the run: the job, and what exactly the names stood for.
 
     Of the options that came later, only those that are not at their default: the key of a plain run
-    stays the same from version to version. Weights count by their bytes, not by their path.
+    stays the same from version to version. Weights count by their bytes, not by their path, and a network
+    that was given by its fingerprint.
     """
     if job.eps_warmup and budget(defense) is None:
         raise InputError(
@@ -87,7 +90,8 @@ def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
         if not file.is_file():
             raise InputError(f"no weights at {job.weights!r}: name a .safetensors file or a state dict")
         chosen["weights"] = store.file_hash(file)
-    code = {"code": models.code_digest(job.model)} if models.is_code(job.model) else {}
+    code = {"code": models.code_digest(job.model)} if model is None and models.is_code(job.model) else {}
+    code |= {} if model is None else {"net": models.fingerprint(model)}
     return {
         "kind": "train",
         **chosen,
@@ -100,12 +104,19 @@ def describe(job: TrainJob, data: ImageSet, defense: Defense) -> dict[str, Any]:
     }
 
 
-def begin(job: TrainJob, data: ImageSet, defense: Defense, fabric: Fabric) -> Run:
+def begin(
+    job: TrainJob, data: ImageSet, defense: Defense, fabric: Fabric, model: nn.Module | None = None
+) -> Run:
     """The run before its first step; torch's random state is the job's from here on."""
     torch.manual_seed(job.seed)
-    net = models.load(
-        job.model, classes=len(data.classes), shape=data.shape, weights=job.weights, new_head=True
-    ).train()
+    if model is None:
+        net = models.load(
+            job.model, classes=len(data.classes), shape=data.shape, weights=job.weights, new_head=True
+        ).train()
+    elif job.weights is not None:
+        raise InputError("weights is for models by name: load them into the network that is given")
+    else:
+        net = copy.deepcopy(model).train()
     weights.align_head(net, data.classes)
     if job.freeze is not None:
         weights.freeze(net, job.freeze)
@@ -116,16 +127,16 @@ def begin(job: TrainJob, data: ImageSet, defense: Defense, fabric: Fabric) -> Ru
     shadow = copy.deepcopy(net).requires_grad_(False) if job.ema else None
     if job.compile:
         net.compile()
-    model = net if job.precision == "32-true" else InPrecision(net, fabric)
+    seen = net if job.precision == "32-true" else InPrecision(net, fabric)
     optimizer = fabric.setup_optimizers(weights.optimizer_of(net, job))
     train, validation = split(data.y, job.validation, job.seed)
     batch = batches.of_images(job, data, fabric)
     if len(train) % job.batch_size == 1 or job.batch_size == 1:
         _check_single(net, data)
-    found = batches.features(net, model, data) if batches.are_features_enough(job, defense) else None
+    found = batches.features(net, seen, data) if batches.are_features_enough(job, defense) else None
     if found is not None:
-        model, batch = models.head(net)[1], batches.of_features(found, data.y, fabric)
-    return Run(job, data, defense, fabric, net, model, shadow, optimizer, batch, train, validation)
+        seen, batch = models.head(net)[1], batches.of_features(found, data.y, fabric)
+    return Run(job, data, defense, fabric, net, seen, shadow, optimizer, batch, train, validation)
 
 
 def _check_single(net: nn.Module, data: ImageSet) -> None:

@@ -52,8 +52,8 @@ def align_head(net: nn.Module, classes: Sequence[str]) -> None:
     models.with_names(net, classes)
 
 
-def optimizer_of(net: nn.Module, job: TrainJob) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; without `decay_norms`, tensors of one dimension do not decay.
+def optimizer_of(net: nn.Module, job: TrainJob) -> torch.optim.Optimizer:
+    """The job's optimizer; without `decay_norms`, tensors of one dimension do not decay.
 
     Those are the biases, and the scales of normalisation layers.
     """
@@ -63,6 +63,9 @@ def optimizer_of(net: nn.Module, job: TrainJob) -> torch.optim.SGD:
         flat = [p for p in trained if p.ndim < 2]
         groups = [{"params": [p for p in trained if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
+    if job.optimizer == "adamw":
+        betas = (job.momentum, 0.999)
+        return torch.optim.AdamW(groups, job.lr, betas=betas, weight_decay=job.weight_decay)
     return torch.optim.SGD(groups, job.lr, job.momentum, weight_decay=job.weight_decay, nesterov=True)
 
 
