@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from poise.auditing import intervals
-from poise.auditing.intervals import Number
+from poise.metrics import intervals
+from poise.metrics.intervals import Number
 
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]
 LARGE = 2_000_000

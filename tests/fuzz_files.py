@@ -36,7 +36,7 @@ from torch import nn
 import poise
 from poise import adversarial_sets, attacks, data, defenses, models, report, store, training
 from poise.preparation import Preparation
-from poise.report import html
+from poise.report import overview
 from trainings import Stop, bits, digits, job
 
 SECONDS, BYTES = 20, 1.5e9
@@ -764,7 +764,7 @@ def audits(rng, here, base):
         lambda: (
             report.markdown(frame),
             report.latex(frame),
-            html.page([found], frame, threshold=0.5) if rng.random() < 0.3 else "",
+            overview.page([found], frame, threshold=0.5) if rng.random() < 0.3 else "",
         )
     )
     if "<script>" in page[2].partition("<body")[2] or "<script>" in page[0]:

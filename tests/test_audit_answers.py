@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from poise import metrics
-from poise.auditing import intervals
 from poise.auditing.answers import Answer, Evidence, Seen, answers, frame, standing, worst
+from poise.metrics import intervals
 
 Y = np.array([0, 0, 1, 1])
 CLEAN = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]  # the last is wrong

@@ -18,13 +18,15 @@ from PIL import Image
 import audit_pages
 import poise
 from poise import InputError
-from poise.auditing import drawings, intervals, page, suite
+from poise.auditing import page, suite
 from poise.auditing.affected import most_affected, name_of
 from poise.auditing.answers import Answer, Evidence, Seen, worst
-from poise.auditing.intervals import Number, share
 from poise.auditing.outcome import Audit
 from poise.auditing.pairs import Pair
 from poise.data import ImageSet
+from poise.metrics import intervals
+from poise.metrics.intervals import Number, share
+from poise.report import drawings
 
 EPS = audit_pages.EPS
 VOID = {"meta", "link", "br", "img"}

@@ -45,14 +45,14 @@ def net(images):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setitem(suite.SIZES, "quick", TINY)
-    monkeypatch.setattr("poise.auditing.intervals.RESAMPLES", 100)
+    monkeypatch.setattr("poise.metrics.intervals.RESAMPLES", 100)
 
 
 @pytest.fixture(scope="module")
 def result(images, net, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(suite.SIZES, "quick", TINY)
-        patch.setattr("poise.auditing.intervals.RESAMPLES", 100)
+        patch.setattr("poise.metrics.intervals.RESAMPLES", 100)
         folder = tmp_path_factory.mktemp("audit") / "run"
         models = {"plain": net, "flat": Recalibrated(net, Scale(0.2))}
         return folder, models, poise.audit(models, images, eps=EPS, out=folder, threshold=0.6)

@@ -14,18 +14,21 @@ from poise import InputError, attacks
 from poise.naming import plain
 from poise.paper import salience as salience_module
 from poise.paper.figures import most_oscillating, traces
-from poise.paper.salience import random_signs, relative_weight, salience, saliency
-from poise.records import Records
-from poise.report.figures import RIGHT, WRONG, Perturbations, svg
-from poise.report.paper_figures import (
+from poise.paper.plots import (
     REST,
+    RIGHT,
+    WRONG,
     ClassConfidence,
     ConfidenceGrid,
+    Perturbations,
     ProbabilityTrace,
     oscillations,
     regained,
     save,
+    svg,
 )
+from poise.paper.salience import random_signs, relative_weight, salience, saliency
+from poise.records import Records
 
 WALKS = 8 * torch.finfo(torch.float32).eps  # probabilities, kept in float32
 

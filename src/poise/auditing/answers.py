@@ -13,9 +13,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from poise.auditing import intervals
-from poise.auditing.intervals import UNKNOWN, Array, Number
 from poise.certify.bracket import check_below
+from poise.metrics import intervals
+from poise.metrics.intervals import UNKNOWN, Array, Number
 
 LOST = {"eps_lost_5": 0.05, "eps_lost_50": 0.5}  # shares of the trusted answers
 SHARES = (0.0, 1.0)

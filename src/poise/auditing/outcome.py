@@ -15,10 +15,10 @@ import polars as pl
 from poise.auditing import answers, pairs
 from poise.auditing.affected import Affected
 from poise.auditing.answers import Answer, Evidence
-from poise.auditing.intervals import UNKNOWN, Number, counted, shown
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.checks import InputError
 from poise.job_file import COUNT, FINDINGS, NUMBER, TEXT, TEXTS, Kind, check_fields, or_none, read_json
+from poise.metrics.intervals import UNKNOWN, Number, counted, shown
 from poise.naming import spelled
 
 SCHEMA = 1  # of `Audit.content`; docs/audit.md says what the fields are

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from poise import store
-from poise.auditing import drawings
 from poise.auditing.answers import LOST
-from poise.auditing.drawings import Drawing, Line
-from poise.auditing.intervals import UNKNOWN, Number, counted, percent, shown
 from poise.auditing.outcome import Audit, Model
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.checks import InputError
+from poise.metrics.intervals import UNKNOWN, Number, counted, percent, shown
 from poise.naming import spelled
 from poise.report import escaping
+from poise.report.drawings import Drawing, Line, draw_curves, draw_distributions
+from poise.report.page import ROOM, level, render, show_change, write_texts
 from poise.report.tables import Table
 
 CLASSES = 20  # shown of a model, the most affected ones
 FEW = 3  # models of which every pair is shown at once
-ROOM = 3_800_000  # letters that pictures may take
 LIMIT = 5_000_000  # bytes of the page
 
 QUESTIONS = {  # in the order of the table, in words
@@ -75,7 +70,7 @@ def html(audit: Audit) -> str:
     Raises:
         InputError: so many models that their numbers alone are more.
     """
-    text = _render("page.html", audit, lambda words: words.replace(" %", "\N{NO-BREAK SPACE}%"))
+    text = _render("page.html", audit)
     if (size := len(text.encode())) > LIMIT:
         raise InputError(
             f"a page of {len(audit.models)} models takes {size / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: "
@@ -207,22 +202,14 @@ def _curve(title: str, found: Mapping[str, Sequence[Number]], model: Model) -> D
     at = [0.0, *model.evidence.epsilons]
     lines = [Line(name, look, numbers) for look, (name, numbers) in zip(LOOKS, found.items(), strict=False)]
     names, across = [level(eps) for eps in at], "largest change, of 255 grey levels"
-    return drawings.draw_curves(title, lines, at, names=names, across=across)
+    return draw_curves(title, lines, at, names=names, across=across)
 
 
 def distributions(audit: Audit, model: Model) -> list[Drawing]:
     """Histograms of the confidence and reliability, before and in the worst case."""
-    seen, right = model.evidence.lowest, model.evidence.right
-    stages = {"before the change": seen[0.0].top, "in the worst case": seen[audit.epsilons[-1]].top}
-    heights = drawings.tallest(stages.values(), right)
-    looks, drawn = dict(zip(stages, ("noise", "attack"), strict=True)), []
-    for of, tops in stages.items():
-        title = f"Answers by confidence, {of}"
-        drawn.append(drawings.histogram(title, tops, right, threshold=audit.threshold, heights=heights))
-    for of, tops in stages.items():
-        title = f"How often answers are right, {of}"
-        drawn.append(drawings.draw_reliability(title, tops, right, look=looks[of]))
-    return drawn
+    seen = model.evidence.lowest
+    before, after = seen[0.0].top, seen[audit.epsilons[-1]].top
+    return draw_distributions(before, after, model.evidence.right, threshold=audit.threshold)
 
 
 def classes(audit: Audit, model: Model) -> list[tuple[str, Number, Number]]:
@@ -325,7 +312,7 @@ def doubts(audit: Audit) -> list[str]:
 
 def markdown(audit: Audit) -> str:
     """The page's numbers in Markdown."""
-    return _render("page.md", audit, escaping.escape_markdown)
+    return _render("page.md", audit)
 
 
 def latex(audit: Audit) -> str:
@@ -342,25 +329,12 @@ def write_page(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
     Raises:
         InputError: a full disk, or what `html` refuses.
     """
-    folder = Path(out)
     texts = {"md": markdown(audit), "tex": latex(audit), "html": html(audit)}
-    with store.writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending, text in texts.items():
-            store.write_text(folder / f"{name}.{ending}", text)
-    return folder / f"{name}.html"
+    return write_texts(texts, out, name=name)
 
 
-def _render(template: str, audit: Audit, written: Callable[[str], str]) -> str:
-    """The template with what the functions here find in the audit, each text of it as written."""
-    environment = Environment(
-        loader=PackageLoader("poise.auditing"),
-        autoescape=template.endswith("html"),
-        undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else written(_told(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _render(template: str, audit: Audit) -> str:
+    """The template with what the functions here find in the audit."""
     found = (
         opening,
         facts,
@@ -373,35 +347,23 @@ def _render(template: str, audit: Audit, written: Callable[[str], str]) -> str:
         distributions,
         classes,
     )
-    told = (
-        lost,
-        numbers,
-        doubts,
-        provenance,
-        show_affected,
-        level,
-        short,
-        spelled,
-        percent,
-        shown,
-        counted,
-    )
-    environment.globals |= {of.__name__: of for of in (*found, *told, drawings.bar)}
-    size = (drawings.WIDTH, drawings.HEIGHT)
-    return environment.get_template(template).render(
-        audit=audit, eps=audit.epsilons[-1], limits=LIMITS, few=FEW, most=CLASSES, size=size
+    told = (lost, numbers, doubts, provenance, show_affected, level, short, spelled, shown, counted)
+    return render(
+        template,
+        (*found, *told),
+        package="poise.auditing",
+        audit=audit,
+        eps=audit.epsilons[-1],
+        limits=LIMITS,
+        few=FEW,
+        most=CLASSES,
     )
 
 
 def show_affected(audit: Audit, model: Model) -> list[dict[str, object]]:
     """The most affected images as data, in the room that each picture has."""
-    room, shown = ROOM // max(1, 3 * sum(len(each.affected) for each in audit.models)), []
-    for of in model.affected:
-        (clean, exact), (attacked, _) = (drawings.picture(x, limit=room) for x in (of.clean, of.attacked))
-        change, largest = drawings.change(of.clean, of.attacked, limit=room)
-        uris = (clean, attacked, change)
-        shown.append({"of": of, "uris": uris, "exact": exact, "largest": level(largest)})
-    return shown
+    room = ROOM // max(1, sum(len(each.affected) for each in audit.models))
+    return [{"of": of, **show_change(of.clean, of.attacked, room=room)} for of in model.affected]
 
 
 def provenance(audit: Audit) -> dict[str, object]:
@@ -417,11 +379,6 @@ def short(name: str) -> str:
     return escaping.plain(name, width=48)
 
 
-def level(eps: float) -> str:
-    """A budget in grey levels of 255."""
-    return f"{255 * eps:.3g}"
-
-
 def _written(question: str, number: Number) -> str:
     """A number of the table, a dash where there is none."""
     if not number.n or math.isnan(number.estimate):
@@ -430,10 +387,3 @@ def _written(question: str, number: Number) -> str:
         return counted(number)
     known = math.isfinite(number.low)
     return f"{number.estimate:.3f}" + (f" ({number.low:.3f}–{number.high:.3f})" if known else "")
-
-
-def _told(value: object) -> str:
-    """What is shown of a value: on one line, a list's or mapping's items one after another."""
-    if isinstance(value, Mapping):
-        value = [f"{key} {_told(of)}" for key, of in value.items()]
-    return escaping.plain(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))

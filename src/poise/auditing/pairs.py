@@ -14,11 +14,11 @@ import polars as pl
 from numpy.typing import NDArray
 from torch import nn
 
-from poise.auditing import intervals
 from poise.auditing.answers import Evidence
-from poise.auditing.intervals import Array, Number
 from poise.checks import InputError
 from poise.data import ImageSet
+from poise.metrics import intervals
+from poise.metrics.intervals import Array, Number
 from poise.recalibration import k_for_confidence, logits_of, temperature
 
 RAW = "raw"

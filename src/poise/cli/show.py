@@ -20,16 +20,16 @@ def show(runs: Sequence[Path], out: Path, *, threshold: float = 0.5) -> None:
     from rich.text import Text
 
     from poise.naming import plain
-    from poise.report import html, read_all, summary, tables
+    from poise.report import overview, read_all, summary
 
     check_number("threshold", threshold, 0, 1)
     audits = read_all(runs)
     frame = summary(audits, threshold=threshold)
-    page = html.write_report(audits, frame, out, threshold=threshold)
+    page = overview.write_report(audits, frame, out, threshold=threshold)
     caption = f"referred: right answers that keep their label at a confidence under {threshold:g}"
-    show_table(tables.summary_table(frame), caption=caption)
-    told = [f"{audit.title}: {html.finding(audit, threshold=threshold)}" for audit in audits]
-    for text in (*told, *html.warnings(audits), f"report: {plain(str(page))}"):
+    show_table(overview.summary_table(frame), caption=caption)
+    told = [f"{audit.title}: {overview.finding(audit, threshold=threshold)}" for audit in audits]
+    for text in (*told, *overview.warnings(audits), f"report: {plain(str(page))}"):
         _console().print(Text(text), soft_wrap=True)
 
 

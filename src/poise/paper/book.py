@@ -16,11 +16,11 @@ from poise.paper.claims import CLAIMS, REFEREE, judge
 from poise.paper.figures import FIGURES
 from poise.paper.looks import Job
 from poise.paper.nets import Place
+from poise.paper.plots import save
 from poise.paper.readings import OURS, Reading
 from poise.paper.suites import Suite
 from poise.paper.tables import LAYOUTS
 from poise.report.escaping import code, escape_markdown
-from poise.report.paper_figures import save
 from poise.report.tables import Table, markdown_rows
 
 ON = {

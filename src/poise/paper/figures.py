@@ -16,12 +16,18 @@ from poise.labels import as_in
 from poise.paper import jobs
 from poise.paper.looks import Job
 from poise.paper.nets import Place
+from poise.paper.plots import (
+    ClassConfidence,
+    ConfidenceGrid,
+    Display,
+    Perturbations,
+    ProbabilityTrace,
+    oscillations,
+)
 from poise.paper.readings import Reading, attacks_of
 from poise.paper.suites import Suite
 from poise.records import Records
 from poise.report import read
-from poise.report.figures import Display, Perturbations
-from poise.report.paper_figures import ClassConfidence, ConfidenceGrid, ProbabilityTrace, oscillations
 from poise.shapes import Images, Labels, Model
 
 WALKED = 8  # images of which one walk is shown

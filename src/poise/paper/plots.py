@@ -1,13 +1,16 @@
-"""The paper's Figures 2, S1 and S2 from any records, and files of figures with their numbers."""
+"""The paper's Figures 1, 2, S1 and S2 from any records: each has its numbers as a frame, and a plot."""
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
+import matplotlib as mpl
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -20,18 +23,12 @@ from poise import store
 from poise.checks import InputError, check_number
 from poise.records import Records
 from poise.report.escaping import label, plain
-from poise.report.figures import (
-    INK,
-    RIGHT,
-    STAGES,
-    WRONG,
-    ConfidenceHistogram,
-    Display,
-    draw_bars,
-    strip_frame,
-    svg,
-)
 
+RIGHT, WRONG, INK = "#2a6f97", "#e07a1f", "#444444"
+STAGES = ("before", "after")
+
+Picture: TypeAlias = Float[Tensor, "c h w"]  # one image
+Row: TypeAlias = Float[Tensor, " k"]  # its probabilities
 Trace: TypeAlias = Float[Tensor, "t k"]  # one image's probabilities at every point of a walk
 
 NAMED = (RIGHT, WRONG, "#3a9d5d", "#8e5aa8", "#c23b4e", "#8a7a1f")  # a color each for so many classes
@@ -39,27 +36,77 @@ REST, FAINT = "#c8c8c8", 0.05  # a class that never gets so likely is not named
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, modulo 1, spread evenly whatever their number
 
 
-def oscillations(trace: Trace) -> int:
-    """How many times the most likely class changes from one step to the next.
+class Display(Protocol):
+    """A figure whose numbers can be had."""
 
-    >>> oscillations(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]))
-    2
+    def frame(self) -> pl.DataFrame:
+        """The numbers that the plot shows."""
+        ...
+
+    def plot(self) -> Figure:
+        """The figure."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Perturbations:
+    """One image and its change under every attack, on one colour scale (the paper's Figure 1).
+
+    Attributes:
+        image: the clean image.
+        changed: the attacked image, by attack.
+        clean: the probabilities at the clean image.
+        attacked: those at the attacked image, by attack.
     """
-    top = trace.argmax(dim=1)
-    return int((top[1:] != top[:-1]).sum())
 
+    image: Picture
+    changed: Mapping[str, Picture]
+    clean: Row
+    attacked: Mapping[str, Row]
 
-def regained(trace: Trace) -> float:
-    """How much the clean prediction's probability rises over all steps that raise it.
+    @classmethod
+    def of(cls, records: Mapping[str, Records], index: int) -> Perturbations:
+        """Those of image `index`, one of the images that the records of every attack hold."""
+        first = next(iter(records.values()))
+        return cls(
+            first.x[index],
+            {name: r.x_adv[index] for name, r in records.items()},
+            first.clean[index],
+            {name: r.attacked[index] for name, r in records.items()},
+        )
 
-    0 where a walk only ever goes down. It tells of unrest that `oscillations` cannot see: a
-    step-back rule holds the top class, but it keeps steps that raise the confidence.
+    def frame(self) -> pl.DataFrame:
+        """The change of every pixel, by attack, averaged over the channels."""
+        parts = []
+        for name, delta in self._deltas().items():
+            height, width = delta.shape
+            row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            values = {"row": row, "column": column, "delta": delta}
+            flat = {key: value.flatten().numpy() for key, value in values.items()}
+            parts.append(pl.DataFrame({"attack": [plain(name)] * delta.numel(), **flat}))
+        return pl.concat(parts)
 
-    >>> round(regained(torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.6, 0.4], [0.7, 0.3]])), 6)
-    0.35
-    """
-    p = trace[:, trace[0].argmax()].double()
-    return float(p.diff().clamp_min(0).sum())
+    def plot(self) -> Figure:
+        """The image, then a panel an attack; the numbers are the confidences."""
+        deltas = self._deltas()
+        figure = Figure(figsize=(1.75 * (len(deltas) + 1) + 0.6, 2.5), layout="constrained")
+        axes = figure.subplots(1, len(deltas) + 1)
+        draw_picture(axes[0], self.image)
+        axes[0].set_title(f"image\n{float(self.clean.max()):.2f}")
+        limit = max(1e-12, max(float(delta.abs().max()) for delta in deltas.values()))
+        for ax, (name, delta) in zip(axes[1:], deltas.items(), strict=True):
+            shown = ax.imshow(delta.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+            probs = self.attacked[name]
+            lost = int(probs.argmax()) != int(self.clean.argmax())
+            ax.set_title(
+                f"{label(name, width=16)}\n{float(probs.max()):.2f}{' label lost' if lost else ''}"
+            )
+            ax.set_axis_off()
+        figure.colorbar(shown, ax=list(axes[1:]), shrink=0.65, label="change of the pixel")
+        return figure
+
+    def _deltas(self) -> dict[str, Tensor]:
+        return {name: (x_adv - self.image).mean(dim=0) for name, x_adv in self.changed.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +123,17 @@ class ConfidenceGrid:
 
     def frame(self) -> pl.DataFrame:
         """Counts a bin of width 1 / bins, by defense, stage and correctness of the clean answer."""
-        return pl.concat(
-            ConfidenceHistogram(records, self.attack, self.bins)
-            .frame()
-            .select(pl.lit(plain(name)).alias("defense"), pl.all())
-            for name, records in self.rows.items()
-        )
+        parts = []
+        for name, r in self.rows.items():
+            for stage, probs in zip(STAGES, (r.clean, r.attacked), strict=True):
+                for answer, chosen in (("correct", r.correct), ("incorrect", ~r.correct)):
+                    msp = probs.max(dim=1).values[chosen]
+                    counts = torch.histc(msp.double(), bins=self.bins, min=0, max=1)
+                    edges = [i / self.bins for i in range(self.bins + 1)]
+                    of = {"defense": plain(name), "stage": stage, "answer": answer}
+                    part = {"lower": edges[:-1], "upper": edges[1:], "count": counts.long().tolist()}
+                    parts.append(pl.DataFrame(of | part))
+        return pl.concat(parts)
 
     def plot(self) -> Figure:
         """Two panels a defense, all on the same axes; counts as a share of each answer's number."""
@@ -217,6 +269,29 @@ class ClassConfidence:
         return figure
 
 
+def oscillations(trace: Trace) -> int:
+    """How many times the most likely class changes from one step to the next.
+
+    >>> oscillations(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]))
+    2
+    """
+    top = trace.argmax(dim=1)
+    return int((top[1:] != top[:-1]).sum())
+
+
+def regained(trace: Trace) -> float:
+    """How much the clean prediction's probability rises over all steps that raise it.
+
+    0 where a walk only ever goes down. It tells of unrest that `oscillations` cannot see: a
+    step-back rule holds the top class, but it keeps steps that raise the confidence.
+
+    >>> round(regained(torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.6, 0.4], [0.7, 0.3]])), 6)
+    0.35
+    """
+    p = trace[:, trace[0].argmax()].double()
+    return float(p.diff().clamp_min(0).sum())
+
+
 def save(display: Display, folder: str | Path, stem: str) -> Path:
     """Write STEM.svg and, with the numbers it shows, STEM.csv into the folder; the picture's path.
 
@@ -232,6 +307,49 @@ def save(display: Display, folder: str | Path, stem: str) -> Path:
         for name, text in texts.items():
             store.write_text(folder / name, text)
     return folder / f"{stem}.svg"
+
+
+def svg(display: Display) -> str:
+    """The figure as SVG text: the same numbers give the same text, whatever the day."""
+    stream = io.StringIO()
+    with (
+        mpl.rc_context({"svg.hashsalt": "poise", "font.size": 9, "axes.titlesize": 9}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings(
+            "ignore", "Glyph"
+        )  # a name in letters that the font lacks: boxes stand there
+        display.plot().savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def draw_bars(ax: Axes, counts: pl.DataFrame) -> None:
+    """Draw a defense's stage of a `ConfidenceGrid`: each answer's counts as a share of its number."""
+    for answer, color in (("correct", RIGHT), ("incorrect", WRONG)):
+        part = counts.filter(answer=answer)
+        lower, count = part["lower"].to_numpy(), part["count"].to_numpy()
+        ax.bar(
+            lower,
+            count / max(1, count.sum()),
+            width=part["upper"].to_numpy() - lower,
+            align="edge",
+            color=color,
+            alpha=0.6,
+            label=f"{answer} ({count.sum()})",
+        )
+
+
+def draw_picture(ax: Axes, image: Picture) -> None:
+    """Draw an image of one channel or three."""
+    grey = image.shape[0] == 1
+    pixels = image[0] if grey else image.permute(1, 2, 0)
+    ax.imshow(pixels.numpy(), cmap="gray" if grey else None, vmin=0, vmax=1)
+    ax.set_axis_off()
+
+
+def strip_frame(ax: Axes) -> None:
+    """Take away the frame's upper and right side."""
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _strip(ax: Axes, place: int, part: pl.DataFrame) -> None:

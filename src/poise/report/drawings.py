@@ -1,4 +1,4 @@
-"""Figures of the audit's page: shapes in the page's own colours, and images as they are.
+"""Figures of pages: shapes in the page's own colours, and images as they are.
 
 Every figure carries its numbers, as a table and as the text that is read aloud in its place. Shapes are
 plain values: the page's template writes and escapes them.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from poise.auditing.intervals import Array, Number, counted, percent, share
+from poise.metrics.intervals import Array, Number, counted, percent, share
 from poise.report.tables import Table
 
 WIDTH, HEIGHT = 360, 232  # a phone's width, so that letters keep their size there
@@ -118,6 +118,21 @@ def draw_curves(
         shapes.append(_text(f"name {line.look}", line.name, WIDTH - panel.right + 9, below + 4))
     rows = [[name, *(counted(line.numbers[i]) for line in lines)] for i, name in enumerate(names)]
     return Drawing(title, shapes, Table.of([["change", *(line.name for line in lines)], *rows]))
+
+
+def draw_distributions(
+    before: Array, after: Array, right: NDArray[np.bool_], *, threshold: float
+) -> list[Drawing]:
+    """Histograms of the confidence and reliability, before and in the worst case."""
+    stages = {"before the change": before, "in the worst case": after}
+    heights = tallest(stages.values(), right)
+    drawn = [
+        histogram(f"Answers by confidence, {of}", tops, right, threshold=threshold, heights=heights)
+        for of, tops in stages.items()
+    ]
+    for (of, tops), look in zip(stages.items(), ("noise", "attack"), strict=True):
+        drawn.append(draw_reliability(f"How often answers are right, {of}", tops, right, look=look))
+    return drawn
 
 
 def tallest(stages: Iterable[Array], right: NDArray[np.bool_]) -> tuple[int, int]:
