@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from poise.checks import InputError
+from poise.checks import InputError, check_count
 from poise.cli.parsing import check_asked, check_out
 from poise.naming import known_name
 from poise.progress import bars
@@ -33,6 +33,7 @@ def reproduce(
     data: tuple[str, ...] = (),
     jobs: str = "0/1",
     threads: int | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
 ) -> None:
     """Run a table or figure of the paper and put its numbers beside ours; the same command resumes.
@@ -52,15 +53,21 @@ def reproduce(
         jobs: Run only every n-th net's jobs, as i/n with i from 0: for several machines with one OUT. Pages
             are written of what is there.
         threads: Threads of arithmetic; by default what suits each net, or OMP_NUM_THREADS.
+        workers: Processes that share the nets; by default as many as the cores serve, one with a GPU.
         dry_run: Print what would be run and about how long it takes.
     """
     from poise.paper import book, suites
     from poise.paper.jobs import distinct, run, share
     from poise.paper.nets import Place
     from poise.paper.readings import READING_OF
+    from poise.paper.workers import run_shares, workers_for
     from poise.resources import using
 
     check_asked(out, seeds=seeds, threads=threads)
+    if workers is not None:
+        check_count("workers", workers, 1)
+        if workers > 1 and jobs != "0/1":
+            raise InputError("--workers share all jobs out by themselves: take them or --jobs, not both")
     if results is not None:
         check_out(results)
     name = known_name(book.TARGETS, target, "target")
@@ -77,8 +84,17 @@ def reproduce(
     if dry_run:
         _show_plan(todo, place)
         return
+    if workers is None:
+        workers = workers_for(todo, place, threads=threads) if jobs == "0/1" else 1
     with using(threads), bars() as progress:
-        failed = run(todo, place, progress=progress)
+        if workers > 1:
+            own = (("out", out), ("root", root), ("seeds", seeds), ("threads", threads))
+            words = [target, "--scale", scale, "--reading", reading]
+            words += [f"--{flag}={value}" for flag, value in own if value is not None]
+            for flag, texts in (("model", model), ("weights", weights), ("data", data)):
+                words += [f"--{flag}", *texts] if texts else []
+            run_shares(words, todo, place, workers=workers, progress=progress)
+        failed = run(todo, place, progress=progress)  # what is left, and why
     if failed and name not in ("claims", "all"):
         raise InputError("; ".join(failed))
     pages = book.Book(
