@@ -10,6 +10,7 @@ COMMANDS = {
     "audit",
     "demo",
     "evaluate",
+    "export",
     "report",
     "train",
 }  # of the command line, called as what they do

@@ -77,6 +77,27 @@ def list_(*, json_: Annotated[bool, arg(name="json")] = False) -> None:
         print_catalogue()
 
 
+def export(
+    run: Positional[Path],
+    *,
+    out: Path,
+    code: str | None = None,
+) -> None:
+    """Write a trained model for other programs, and judge the file by what it answers.
+
+    Args:
+        run: Run folder of `poise train`.
+        out: FILE.safetensors, as timm and torchvision load it; FILE.onnx, which takes images in [0, 1]; of
+            an hf/ model also a folder as Hugging Face's.
+        code: Model of the run folder once more, where it is FILE.py:FUNCTION or a download.
+    """
+    check_out(out.parent)
+    from poise import training
+
+    off = training.export(run, out, code=code)
+    print(f"exported: {out} (read again, its logits differ by at most {off:.2g})")
+
+
 def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
     """Print what a shell reads to complete commands and options.
 
@@ -117,6 +138,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_,
     "check": check,
     "download": download,
+    "export": export,
     "completion": completion,
 }
 
