@@ -420,9 +420,9 @@ def test_files_are_called_by_their_names(tmp_path):
 
 
 def test_the_tables_in_other_formats(several, tmp_path: Path):
-    written = page.write_page(several, tmp_path, name="a")
-    assert written == tmp_path / "a.html" and written.stat().st_size < 5_000_000
-    latex, markdown = ((tmp_path / f"a.{ending}").read_text() for ending in ("tex", "md"))
+    written = page.write_page(several, tmp_path)
+    assert written == tmp_path / "audit.html" and written.stat().st_size < 5_000_000
+    latex, markdown = ((tmp_path / f"audit.{ending}").read_text() for ending in ("tex", "md"))
     assert (
         latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 6
     )  # summary, pairs, four models

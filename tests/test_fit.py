@@ -1,6 +1,7 @@
 """A model and data that do not fit each other are matched by name, refused, or told of."""
 
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -288,10 +289,10 @@ def test_an_adversarial_set_is_judged_by_the_names_of_its_classes(tmp_path):
 
 def test_an_image_set_is_relabelled():
     data = ImageSet("two", torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 1]), ("b", "a"))
-    found = labels.in_order_of(data, ("a", "b", "c"), outputs=3)
+    found = labels.as_in(SimpleNamespace(class_names=("a", "b", "c")), data)
     assert found.y.tolist() == [1, 0, 0] and found.classes == ("a", "b", "c")
-    assert labels.in_order_of(data, ("B", "A"), outputs=2) is data
-    unnamed = labels.in_order_of(data, None, outputs=3, given={"a": 2, "b": 0})
+    assert labels.as_in(SimpleNamespace(class_names=("B", "A")), data) is data
+    unnamed = labels.relabel(data, (0, 2), None, outputs=3)
     assert unnamed.y.tolist() == [0, 2, 2] and unnamed.classes == ("b", "1", "a")
 
 

@@ -65,7 +65,6 @@ def _are_circumstances(v: Any) -> bool:
 TEXT: Kind = ("text", _is_text)
 TEXTS: Kind = ("a list of texts", _are_texts)
 NUMBER: Kind = ("a number", _is_number)
-NUMBERS: Kind = ("numbers by name", lambda v: isinstance(v, dict) and all(map(_is_number, v.values())))
 COUNT: Kind = ("a whole number from 0 on", lambda v: type(v) is int and 0 <= v <= MANY)
 FLAG: Kind = ("true or false", lambda v: type(v) is bool)
 NAMES: Kind = ("a list of names, none twice", _are_names)

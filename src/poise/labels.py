@@ -41,19 +41,6 @@ def names_of(model: object) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if names else None
 
 
-def in_order_of(
-    data: R,
-    names: Sequence[str] | None,
-    *,
-    outputs: int,
-    given: Given | None = None,
-    who: str = "the model",
-) -> R:
-    """The data set with the labels that the model gives its classes, by `match`."""
-    order = match(data.classes, names, outputs=outputs, given=given, who=who, what=data.name)
-    return data if order == tuple(range(outputs)) else relabel(data, order, names, outputs=outputs)
-
-
 def relabel(data: R, order: Sequence[int], names: Sequence[str] | None, *, outputs: int) -> R:
     """The data set with its i-th class at order[i]; a model without names gets the data's."""
     if names is None:
@@ -68,7 +55,8 @@ def as_in(model: object, batches: B) -> B:
     if names is None or not hasattr(batches, "relabelled"):
         return batches
     data: Any = batches
-    found: B = in_order_of(data, names, outputs=len(names))
+    order = match(data.classes, names, outputs=len(names), what=data.name)
+    found: B = data if order == tuple(range(len(names))) else data.relabelled(order, names)
     return found
 
 

@@ -48,7 +48,7 @@ def most_affected(evidence: Evidence, eps: float, *, n: int = MOST) -> NDArray[n
 
 
 def attack_again(
-    net: nn.Module, data: ImageSet, evidence: Evidence, parts: Sequence[Part], *, seed: int, n: int = MOST
+    net: nn.Module, data: ImageSet, evidence: Evidence, parts: Sequence[Part], *, seed: int
 ) -> list[Affected]:
     """The most affected images, each attacked once more by what found its worst case.
 
@@ -58,9 +58,8 @@ def attack_again(
         evidence: what was seen of the net.
         parts: the suite that made it.
         seed: of the attacks' draws, which belong to the images: what is found is what was found.
-        n: so many at most.
     """
-    places, clean = most_affected(evidence, evidence.epsilons[-1], n=n), evidence.clean
+    places, clean = most_affected(evidence, evidence.epsilons[-1]), evidence.clean
     under = [part for part in parts if part.what == "under"]
     seen = [seen for eps in evidence.epsilons for seen in evidence.under[eps]]
     kept = [np.where(of.answer == clean.answer, of.top, np.inf)[places] for of in seen]

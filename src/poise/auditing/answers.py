@@ -142,7 +142,7 @@ def answers(evidence: Evidence, *, threshold: float) -> list[Answer]:
         _of_classes(evidence, under, threshold),
         _of_wrong(evidence, over, threshold),
         _of_confidence(evidence, under, still),
-        _of_accuracy(evidence, under),
+        _of_accuracy(evidence),
         _of_certified(evidence, under, threshold),
     )
     return [answer for part in parts for answer in part]
@@ -226,7 +226,7 @@ def _of_confidence(
             yield Answer("confidence_in_noise", eps, "", intervals.mean(seen.top, bounds=SHARES))
 
 
-def _of_accuracy(evidence: Evidence, under: Mapping[float, Seen]) -> Iterator[Answer]:
+def _of_accuracy(evidence: Evidence) -> Iterator[Answer]:
     """Accuracy, also under attack; R, the right answers that stay; the bound ½ + R/2 of a continuous map.
 
     If a label can be flipped, a point on the way to it has a confidence of ½ or less, so the mean worst

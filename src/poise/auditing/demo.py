@@ -18,7 +18,7 @@ DEFENSES: Mapping[str, defenses.Defense] = {
 }
 
 
-def demo(out: str | Path = "demo", *, epochs: int = 60, progress: Progress = silent) -> Audit:
+def demo(out: str | Path = "demo", *, progress: Progress = silent) -> Audit:
     """Train LeNet on digits twice, plainly and by UAT-Smooth, and audit both.
 
     Half the paper's learning rate: at 0.1 UAT-Smooth on these small images can collapse to a
@@ -27,7 +27,7 @@ def demo(out: str | Path = "demo", *, epochs: int = 60, progress: Progress = sil
     out, runs = Path(out), {}
     digits = {split: data.digits(split) for split in ("train", "test")}
     for name, defense in DEFENSES.items():
-        job = TrainJob(data="digits", model="lenet", defense=name, epochs=epochs, lr=0.05)
+        job = TrainJob(data="digits", model="lenet", defense=name, epochs=60, lr=0.05)
         runs[name] = str(out / f"train-{name}")
         train(job, digits["train"], defense, runs[name], progress=progress)
     return audit(runs, digits["test"], eps=EPS, out=out / "audit", progress=progress)

@@ -323,14 +323,14 @@ def latex(audit: Audit) -> str:
     return "\n".join(f"% {escaping.plain(name)}\n{table.latex()}" for name, table in tables)
 
 
-def write_page(audit: Audit, out: str | Path, *, name: str = "audit") -> Path:
-    """Write NAME.html, NAME.md and NAME.tex into the folder `out`; the page's path.
+def write_page(audit: Audit, out: str | Path) -> Path:
+    """Write audit.html, audit.md and audit.tex into the folder `out`; the page's path.
 
     Raises:
         InputError: a full disk, or what `html` refuses.
     """
     texts = {"md": markdown(audit), "tex": latex(audit), "html": html(audit)}
-    return write_texts(texts, out, name=name)
+    return write_texts(texts, out, name="audit")
 
 
 def _render(template: str, audit: Audit) -> str:

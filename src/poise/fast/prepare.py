@@ -192,7 +192,7 @@ def slope(model: Model, x: Images, logits: Logits) -> Images:
 
 
 def faster(
-    base: nn.Module, x: Images, logits: Logits, dtype: torch.dtype, layout: Layout, *, tries: int = 2
+    base: nn.Module, x: Images, logits: Logits, dtype: torch.dtype, layout: Layout
 ) -> tuple[Net, float]:
     """The copy in that memory layout, or by "auto" in the faster one, and seconds of one step in it."""
     timed = []
@@ -201,7 +201,7 @@ def faster(
         ready = Net(net, dtype, name)
         slope(ready, x, logits)  # it may not run in this precision; and what happens once is over
         timed.append(
-            (min(time_step(ready, x, logits) for _ in range(tries)) if layout == "auto" else 0.0, ready)
+            (min(time_step(ready, x, logits) for _ in range(2)) if layout == "auto" else 0.0, ready)
         )
     spent, best = min(timed, key=lambda pair: pair[0])
     return best, spent

@@ -119,7 +119,6 @@ def number(
     *sizes: int,
     bounds: tuple[float, float] = (-math.inf, math.inf),
     method: Method = "BCa",
-    seed: int = SEED,
 ) -> Number:
     """A statistic of weighted images at weights of 1, with a bootstrap's interval.
 
@@ -131,7 +130,6 @@ def number(
         sizes: images in each sample, which are drawn apart.
         bounds: what the statistic cannot leave.
         method: scipy's; BCa becomes "percentile" beyond EXACT images, where they hardly differ.
-        seed: of the draws.
     """
     if not all(sizes):
         return UNKNOWN
@@ -153,7 +151,7 @@ def number(
             batch=max(1, CELLS // sum(sizes)),
             confidence_level=LEVEL,
             method="percentile" if method == "BCa" and sum(sizes) > EXACT else method,
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(SEED),
         )
     low, high = (float(end) for end in found.confidence_interval)
     if np.ptp(found.bootstrap_distribution) <= 1e-12 * max(1.0, abs(estimate)):

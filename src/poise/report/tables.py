@@ -25,10 +25,10 @@ class Table:
     words: int = 1  # columns at the left that hold words; numbers stand in the others
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[object]], *, words: int = 1) -> Table:
+    def of(cls, rows: Iterable[Sequence[object]]) -> Table:
         """Of rows of values, the first of them the heading; a dash stands for None."""
         heading, *lines = [["-" if value is None else str(value) for value in row] for row in rows]
-        return cls(heading, lines, words)
+        return cls(heading, lines)
 
     def markdown(self) -> str:
         """The table in Markdown, every text as it is."""
