@@ -13,10 +13,9 @@ from poise.attacks import Attack
 from poise.attacks.common import accepted, judged, standing
 from poise.certify import Certificate
 from poise.checks import InputError, check_count, check_number
+from poise.objectives import MARGIN
 from poise.shapes import Images, Labels, Mask, Model, PerSample
 from poise.threat import between
-
-MARGIN = 1e-4  # by how much the label has to hold, in probability
 
 
 def confidence_curve(

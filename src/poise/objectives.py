@@ -37,6 +37,17 @@ def rival(values: Logits, y: Labels) -> PerSample:
     return others.max(dim=1).values
 
 
+def lead(values: Logits, y: Labels) -> PerSample:
+    """By how much the entry of y exceeds the largest other one.
+
+    >>> import torch
+    >>> lead(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0])).tolist()
+    [1.0]
+    """
+    return values.gather(1, y[:, None])[:, 0] - rival(values, y)
+
+
+MARGIN = 1e-4  # by how much a label has to lead, in probability, at a point that counts
 UNITS = 32  # of the last place of the largest logit: what another kernel, batch or precision may change
 
 
@@ -54,9 +65,13 @@ def holds(logits: Logits, y: Labels, margin: float, *, units: int = UNITS) -> Ma
     kept = logits.argmax(dim=1) == y
     if not margin:
         return kept
-    lead = logits.gather(1, y[:, None])[:, 0] - rival(logits, y)
     unit = torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
-    return kept & (Gap()(logits, y) >= margin) & (lead >= units * unit)
+    return kept & (Gap()(logits, y) >= margin) & (lead(logits, y) >= units * unit)
+
+
+def check_margin(margin: float) -> None:
+    """Refuse a margin that no difference of probabilities can be."""
+    check_number("margin", margin, 0, 1, hint="it is a difference of probabilities")
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,7 @@ class Gap:
     wants: ClassVar[Wants] = "lower"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
-        p = logits.softmax(dim=1)
-        return p.gather(1, y[:, None])[:, 0] - rival(p, y)
+        return lead(logits.softmax(dim=1), y)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 
 from poise.checks import check_choice, check_number, settle
-from poise.objectives import holds
+from poise.objectives import check_margin, holds
 from poise.shapes import Mask, PerSample, Point
 
 Accept: TypeAlias = Literal["label", "improving"]
@@ -51,7 +51,7 @@ class StepBack:
         settle(self)
         check_number("shrink", self.shrink, 0, 1)
         check_number("grow", self.grow, 1, hint="it is λ of eq. 5, the factor after a good step")
-        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+        check_margin(self.margin)
 
     def __call__(self, at: Point, new: Point, size: PerSample) -> tuple[Mask, PerSample]:
         kept = holds(new.logits, new.y, self.margin)

@@ -11,6 +11,7 @@ from poise.attacks import Aim
 from poise.checks import InputError, check_images, check_number
 from poise.evaluation import evaluate
 from poise.naming import known_name
+from poise.objectives import MARGIN, lead
 from poise.records import Records
 from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
 
@@ -107,7 +108,6 @@ def _allowance(x: Tensor, eps: float, norm: str) -> float:
 
 
 BATCH = 64
-MARGIN = 1e-4  # by how much a label has to lead after rounding, in probability
 CLOSE = 0.01  # another machine may move a confidence by less
 SHARES = (0.98, 0.95, 0.9, 0.8, 0.6, 0.3, 0.0)  # of the change, tried in turn: the boundary is often near
 
@@ -160,5 +160,4 @@ def differing(records: Records, answer: Labels | None, confidence: PerSample | N
 
 
 def _holds(records: Records) -> Mask:
-    first, second = records.attacked.topk(2, dim=1).values.unbind(dim=1)
-    return records.kept & (first - second >= MARGIN)
+    return records.kept & (lead(records.attacked, records.attacked.argmax(dim=1)) >= MARGIN)

@@ -14,7 +14,7 @@ from poise.attacks.worst_case import Restarts
 from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.modes import differentiable
-from poise.objectives import NegativeCrossEntropy, Objective, Wants, rival
+from poise.objectives import NegativeCrossEntropy, Objective, Wants, lead
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
 from poise.threat import Ball, ball, check_step, held
 
@@ -33,7 +33,7 @@ class Lead:
     wants: ClassVar[Wants] = "lower"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
-        return logits.gather(1, y[:, None])[:, 0] - rival(logits, y)
+        return lead(logits, y)
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class LogitsRatio:
     wants: ClassVar[Wants] = "lower"
 
     def __call__(self, logits: Logits, y: Labels) -> PerSample:
-        lead = Lead()(logits, y)
+        ahead = lead(logits, y)
         if logits.shape[1] < 3:
-            return lead
+            return ahead
         first, _, third = logits.topk(3, dim=1).values.unbind(dim=1)
         spread = first - third
-        return lead / spread.where(spread > 0, 1)  # 0 where three classes tie
+        return ahead / spread.where(spread > 0, 1)  # 0 where three classes tie
 
 
 @dataclass(frozen=True, kw_only=True)

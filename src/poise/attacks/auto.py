@@ -9,10 +9,10 @@ import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import attack_call, check_finite, gradient_of, look_at, wide
-from poise.checks import check_count, check_number, settle
+from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
-from poise.objectives import holds, rival
+from poise.objectives import MARGIN, check_margin, holds, lead, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
 from poise.threat import Ball, check_step, held
 from poise.threat import ball as ball_of
@@ -60,13 +60,13 @@ class Auto:
     ball: Ball
     step: float
     steps: int
-    margin: float = 1e-4
+    margin: float = MARGIN
 
     def __post_init__(self) -> None:
         settle(self)
         check_step(self.step, self.ball)
         check_count("steps", self.steps)
-        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+        check_margin(self.margin)
 
     @attack_call
     def __call__(
@@ -136,8 +136,8 @@ class Auto:
     def _look(self, logits: Logits, y: Labels, x: Images) -> Look:
         z = wide(logits.detach())
         p = z.softmax(dim=1)
-        lead = z.gather(1, y[:, None])[:, 0] - rival(z, y)
-        return Look(x.detach(), y, z, lead, p.amax(dim=1), (lead > 0) & holds(z, y, self.margin))
+        ahead = lead(z, y)
+        return Look(x.detach(), y, z, ahead, p.amax(dim=1), (ahead > 0) & holds(z, y, self.margin))
 
 
 def _choose(mask: Mask, new: Look, old: Look) -> Look:
@@ -160,7 +160,7 @@ def _direction(z: Logits, y: Labels, sharp: PerSample, greed: PerSample, kept: M
     return w / w.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
 
 
-def auto(*, eps: float = 0.03, steps: int = 20, margin: float = 1e-4, norm: str = "linf") -> Auto:
+def auto(*, eps: float = 0.03, steps: int = 20, margin: float = MARGIN, norm: str = "linf") -> Auto:
     """Lowest confidence with the label kept, no step size to choose: the attack to audit with (ours).
 
     >>> auto(eps=0.1, steps=50).margin

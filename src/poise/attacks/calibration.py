@@ -18,12 +18,10 @@ from poise.attacks.confsmooth import confsmooth
 from poise.attacks.descent import Descent
 from poise.checks import check_number
 from poise.draws import Draw
-from poise.objectives import Confidence, Distance, Negative, SmoothedCrossEntropy, Split
+from poise.objectives import MARGIN, Confidence, Distance, Negative, SmoothedCrossEntropy, Split
 from poise.rules import Backtrack, StepBack
 from poise.shapes import Images, Labels, Model, PerSample
 from poise.threat import Ball, ball, first_step
-
-MARGIN = 1e-4  # by how much the label has to hold, in probability
 
 
 def overconfidence(

@@ -12,8 +12,8 @@ from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import attack_call, check_finite, gradient_of, look_at, wide
 from poise.checks import check_count, check_number, settle
 from poise.modes import ask, differentiable
-from poise.objectives import rival
-from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
+from poise.objectives import lead
+from poise.shapes import Images, Labels, Mask, Model, PerSample, per_image
 from poise.threat import reach
 
 # tanh spans a box 0.1 wider than [0, 1] on each side, and w is held where x stays in [0, 1]. A box of
@@ -57,7 +57,7 @@ class CarliniWagner:
         """The nearest misclassified images found, x where none was; refusals are those of `Descent`."""
         with differentiable(model):
             _, logits, y = look_at(model, x, y)
-            lost = _lead(logits.detach(), y) < -self.confidence
+            lost = lead(wide(logits.detach()), y) < -self.confidence
             zero = torch.zeros_like(lost, dtype=torch.promote_types(x.dtype, torch.float32))
             longest = math.inf if self.eps is None else reach("l2", self.eps, x)
             best, length = x, (zero.double() + longest).where(~lost, 0)
@@ -79,11 +79,11 @@ class CarliniWagner:
         for t in range(1, self.steps + 1):
             u = w.tanh()
             seen = (0.5 + HALF * u).clamp(0, 1).to(center.dtype).requires_grad_()  # clamps only rounding
-            lead = _lead(ask(model, seen), y)
-            slope = gradient_of(lead.sum(), seen).to(c.dtype)
-            lead, seen = lead.detach(), seen.detach()
-            delta, lost = seen - start, lead < -self.confidence
-            found, finite = found | lost, finite & torch.isfinite(lead + slope.flatten(1).sum(dim=1))
+            ahead = lead(wide(ask(model, seen)), y)
+            slope = gradient_of(ahead.sum(), seen).to(c.dtype)
+            ahead, seen = ahead.detach(), seen.detach()
+            delta, lost = seen - start, ahead < -self.confidence
+            found, finite = found | lost, finite & torch.isfinite(ahead + slope.flatten(1).sum(dim=1))
             far = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
             nearer = lost & (far <= length)
             best, length = torch.where(per_image(nearer), seen, best), torch.where(nearer, far, length)
@@ -95,11 +95,6 @@ class CarliniWagner:
             w = (w - rate / (1 - 0.9**t) * mean / size).clamp(-EDGE, EDGE)
         check_finite(finite)
         return best, length, found
-
-
-def _lead(logits: Logits, y: Labels) -> PerSample:
-    z = wide(logits)
-    return z.gather(1, y[:, None])[:, 0] - rival(z, y)
 
 
 def cw(

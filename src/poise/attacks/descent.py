@@ -13,7 +13,7 @@ from poise.attacks.common import accepted, check_differentiable, check_finite, g
 from poise.checks import InputError, check_choice, check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
-from poise.objectives import Objective, wants_of
+from poise.objectives import MARGIN, Objective, wants_of
 from poise.rules import Always, StepRule, keeps_label
 from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
 from poise.threat import Ball, check_step, held
@@ -215,4 +215,4 @@ def margin_for(keep: Keep, margin: float | None) -> float:
     >>> margin_for("last", None), margin_for("best", None), margin_for("last", 0.01)
     (0.0, 0.0001, 0.01)
     """
-    return {"best": 1e-4}.get(keep, 0.0) if margin is None else margin
+    return {"best": MARGIN}.get(keep, 0.0) if margin is None else margin

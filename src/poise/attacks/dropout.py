@@ -9,12 +9,11 @@ from typing import Literal, TypeAlias
 
 from poise.attacks.descent import Descent, Keep
 from poise.checks import check_choice
-from poise.objectives import Confidence, Gap, NegativeCrossEntropy
+from poise.objectives import MARGIN, Confidence, Gap, NegativeCrossEntropy
 from poise.rules import Always, KeepPrediction, StepBack, StepRule
 from poise.threat import Ball, Masked, Sparse, ball, first_step
 
 Accept: TypeAlias = Literal["label", "always"]
-MARGIN = 1e-4  # by how much the label has to hold, in probability
 
 
 def dropout(

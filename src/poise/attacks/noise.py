@@ -10,10 +10,10 @@ import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import accepted, check_finite, wide
-from poise.checks import check_count, check_logits, check_number, settle
+from poise.checks import check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, evaluating
-from poise.objectives import holds
+from poise.objectives import MARGIN, check_margin, holds
 from poise.shapes import Images, Labels, Logits, Model, PerSample, per_image
 from poise.threat import Ball, held
 from poise.threat import ball as ball_of
@@ -38,7 +38,7 @@ class Noise:
     def __post_init__(self) -> None:
         settle(self)
         check_count("tries", self.tries, 1)
-        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+        check_margin(self.margin)
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ def _top(logits: Logits) -> PerSample:
     return wide(logits).softmax(dim=1).amax(dim=1)
 
 
-def noise(*, eps: float = 0.03, tries: int = 10, margin: float = 1e-4, norm: str = "linf") -> Noise:
+def noise(*, eps: float = 0.03, tries: int = 10, margin: float = MARGIN, norm: str = "linf") -> Noise:
     """The best of some random changes of size eps: is an attack more than noise? (ours).
 
     >>> noise(eps=0.1).tries

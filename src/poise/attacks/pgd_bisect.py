@@ -11,7 +11,8 @@ from poise.attacks.aim import Aim, takes_true_labels
 from poise.attacks.common import attack_call, judged, standing
 from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
-from poise.checks import check_count, check_number, settle
+from poise.checks import check_count, settle
+from poise.objectives import MARGIN, check_margin
 from poise.shapes import Images, Labels, Model, per_image
 from poise.threat import Ball, between
 
@@ -31,7 +32,7 @@ class PgdBisect:
 
     pgd: Descent
     bisections: int = 10
-    margin: float = 1e-4
+    margin: float = MARGIN
 
     @property
     def ball(self) -> Ball:
@@ -41,7 +42,7 @@ class PgdBisect:
     def __post_init__(self) -> None:
         settle(self)
         check_count("bisections", self.bisections)
-        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+        check_margin(self.margin)
 
     @attack_call
     def __call__(
@@ -68,7 +69,7 @@ def pgd_bisect(
     eps: float = 0.03,
     step: float | None = None,
     steps: int = 20,
-    margin: float = 1e-4,
+    margin: float = MARGIN,
     norm: str = "linf",
 ) -> PgdBisect:
     """PGD against the prediction, then bisections back to the last point that keeps it (ours).

@@ -25,7 +25,7 @@ from poise.checks import (
 )
 from poise.draws import Draw
 from poise.modes import ask, evaluating
-from poise.objectives import Wants, holds, rival
+from poise.objectives import Wants, check_margin, holds, lead
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
 from poise.threat import Ball
 
@@ -126,7 +126,7 @@ class Search:
         check_count("queries", self.queries)
         check_number("p_init", self.p_init, 1e-6, 1, hint="it is a share of the image's area")
         if self.margin is not None:
-            check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+            check_margin(self.margin)
         if self.horizon is not None:
             check_count("horizon", self.horizon, 1)
         check_choice("outputs", self.outputs, ("logits", "probabilities"))
@@ -236,11 +236,6 @@ class Search:
                 f"outputs is {self.outputs!r}: make the attack with outputs={found!r}"
             )
         check_logits(out.clamp_min(1e-30).log() if likely else out, n, y)
-
-
-def lead(values: Logits, y: Labels) -> PerSample:
-    """By how much the entry of y exceeds the largest other one."""
-    return values.gather(1, y[:, None])[:, 0] - rival(values, y)
 
 
 def square(

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import torch
 
-from poise.attacks.square import Criterion, Goal, Outputs, Score, Search, lead
+from poise.attacks.square import Criterion, Goal, Outputs, Score, Search
 from poise.attacks.square_moves import moves
 from poise.checks import check_number, settle
 from poise.draws import Draw
-from poise.objectives import Confidence, Wants
+from poise.objectives import MARGIN, Confidence, Wants, lead
 from poise.shapes import Labels, Logits, PerSample
 
-P_INIT, QUERIES, MARGIN = 0.05, 1000, 1e-4
+P_INIT, QUERIES = 0.05, 1000
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 
 from poise.attacks.aim import Aim, Attack, aim_of, takes_true_labels
 from poise.attacks.common import attack_call, judged, rejudged, standing
-from poise.checks import InputError, check_choice, check_count, check_number, settle
-from poise.objectives import Objective
+from poise.checks import InputError, check_choice, check_count, settle
+from poise.objectives import MARGIN, Objective, check_margin
 from poise.shapes import Images, Labels, Model, per_image
 from poise.threat import Ball
 
@@ -32,7 +32,7 @@ class WorstCase:
     """
 
     attacks: tuple[Attack, ...]
-    margin: float = 1e-4
+    margin: float = MARGIN
     aim: ClassVar[Aim] = Aim(labels="prediction", keeps_label=True, wants="lower")
     uses_labels = property(takes_true_labels)
 
@@ -40,7 +40,7 @@ class WorstCase:
         settle(self)
         if not self.attacks:
             raise InputError("worst_case needs at least one attack")
-        check_number("margin", self.margin, 0, 1, hint="it is a difference of probabilities")
+        check_margin(self.margin)
 
     @attack_call
     def __call__(
@@ -134,7 +134,7 @@ class Restarts:
         return best
 
 
-def worst_case(attacks: Sequence[Attack], *, margin: float = 1e-4, budget: Budget = "whole") -> WorstCase:
+def worst_case(attacks: Sequence[Attack], *, margin: float = MARGIN, budget: Budget = "whole") -> WorstCase:
     """The worst of a list of attacks for each image, every label kept (ours).
 
     Args:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from poise.certify.certificate import Certificate
 from poise.checks import InputError
+from poise.objectives import lead
 from poise.records import Records
 from poise.shapes import Mask
 
@@ -43,9 +44,9 @@ def check_bracket(records: Records, certificate: Certificate, *, first: int = 0)
             f"certificate holds within {certificate.eps:.4g}: give both the same eps and norm"
         )
     found = records.attacked.double()
-    of_prediction = found.gather(1, records.clean.argmax(dim=1)[:, None])[:, 0]
-    two = records.clean.topk(2, dim=1).values
-    untied = two[:, 0] - two[:, 1] > SLACK  # else the certificate's prediction may be the other one
+    prediction = records.clean.argmax(dim=1)
+    of_prediction = found.gather(1, prediction[:, None])[:, 0]
+    untied = lead(records.clean, prediction) > SLACK  # else the certificate may predict the other one
     low = found.amax(dim=1) < records.lower - SLACK
     high = untied & (of_prediction > records.upper + SLACK)
     if (low | high).any():

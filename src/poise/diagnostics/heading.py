@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from poise.attacks import Attack, aim_of
-from poise.attacks.square import lead
+from poise.objectives import lead
 from poise.shapes import Mask, PerSample, Probabilities
 
 NEAR, SURE, AIMED = 0.1, 0.99, 0.01  # lead in logits, confidence and distance with no room for more

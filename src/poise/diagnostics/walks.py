@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from poise.attacks import Attack, aim_of, run
 from poise.attacks.aim import DECLARE
 from poise.attacks.common import judged
-from poise.attacks.square import lead
 from poise.checks import check_images, check_number
 from poise.diagnostics.finding import LEAST, Finding, of_images, reported
 from poise.diagnostics.heading import SURE, gradient_free, heading
+from poise.objectives import lead
 from poise.rules import Backtrack, StepBack, StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point
 
