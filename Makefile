@@ -5,7 +5,7 @@ BIN := .venv/bin
 # each begins with a half of the tests in their order, so that what a module sets up is made once
 PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 $(BIN)/pytest -n 2 --dist worksteal
 
-.PHONY: demo test check format lint types layers clean
+.PHONY: demo test check format lint types layers site matrix clean
 
 demo: .venv/installed
 	$(BIN)/poise demo
@@ -13,7 +13,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(PYTEST)
 
-check: format lint types layers test
+check: format lint types layers site test
 
 format: .venv/installed
 	$(BIN)/ruff format --check .
@@ -27,6 +27,14 @@ types: .venv/installed
 layers: .venv/installed
 	$(BIN)/lint-imports --no-cache
 
+# a link to nowhere, within the pages or to a heading, fails
+site: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# not in CI: each environment takes minutes and some GB, and is removed
+matrix: .venv/installed
+	$(BIN)/python benchmarks/matrix.py
+
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("poise needs Python 3.11 or newer: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
@@ -36,4 +44,4 @@ layers: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo report
+	rm -rf .venv demo report site
