@@ -102,9 +102,7 @@ def test_judging_is_counted():
 
 def test_devices_share_the_images_but_not_the_diagnostics():
     clock = Clock()
-    found = estimate(
-        conv_net(), some(), {"a": Priced(clock, image=1)}, devices=("cpu",) * 4, watched=16, clock=clock
-    )
+    found = estimate(conv_net(), some(), {"a": Priced(clock, image=1)}, devices=4, watched=16, clock=clock)
     assert found.hours * 3600 == pytest.approx(400 / 4 + 16)
 
 

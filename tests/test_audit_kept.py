@@ -5,17 +5,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import pytest
 import torch
 
 from nets import conv_net
-from poise import InputError, store
+from poise import InputError, evaluate, store
 from poise.attacks import adaptive, pgd
+from poise.auditing import audit as auditing
 from poise.auditing import kept
 from poise.auditing.audit import audit
 from poise.data import ImageSet
+from poise.devices import sharing
 
 CHOSEN = {"pgd": pgd(steps=3, random_start=True), "adaptive": adaptive(steps=3)}
 
@@ -144,12 +147,75 @@ def test_records_wait_no_longer_than_half_a_minute(net, tmp_path):
     now = 0.0
     held = kept.Kept(tmp_path, clock=lambda: now)
     records = []
-    from poise import evaluate
-
     evaluate(net, some(12), CHOSEN["pgd"], on_records=records.append)
-    for part, seconds, files in zip(records, (10, 20, 9), (0, 1, 1), strict=True):
+    for first, part, seconds, files in zip((0, 4, 8), records, (10, 20, 9), (0, 1, 1), strict=True):
         now += seconds
-        held.add(part, now)
+        held.add(first, kept.Part(part, float(seconds), ()))
         assert len(list(tmp_path.glob("part-*"))) == files
-    assert held.images == 12 and kept.Kept(tmp_path).images == 8
-    assert kept.Kept(tmp_path).seconds == 30.0
+    assert held.images == 12 and [b.tolist() for b in kept.left(tmp_path, 12, 3)] == [[8, 9, 10], [11]]
+    held.write()
+    assert kept.whole(tmp_path).seconds == 39.0
+
+
+# several processes
+
+
+def one_of_two(rank, port, out, dies_at):
+    """One of two processes that torchrun would have started, killed when it begins so many batches."""
+    about = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    about |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}
+    os.environ.update(about)
+    torch.set_num_threads(1)
+    calls, real = [], auditing.evaluate
+
+    def dying(*given, **named):
+        calls.append(1)
+        if len(calls) == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*given, **named)
+
+    auditing.evaluate = dying
+    auditing._leave = lambda *about: None  # polars hangs in a forked process: the parent joins the records
+    run(conv_net(0), out, fabric=sharing(accelerator="cpu"))
+
+
+def two(out, dies_at=0):
+    """The exit codes of two processes of which the second dies in a batch."""
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [
+        context.Process(target=one_of_two, args=(rank, port, out, rank and dies_at), daemon=True)
+        for rank in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+    return [process.exitcode for process in both]
+
+
+def test_of_two_processes_one_dies_and_one_goes_on_with_the_records_of_both(net, whole, tmp_path):
+    out = tmp_path / "run"
+    assert two(out, dies_at=4) == [1, -signal.SIGKILL]
+    there = {file.name for file in (out / "pgd").glob("part-*")}
+    # of batches 0 to 9 the second has 1, 2, 4, 7, 8, and died in the fourth; the first had all the time
+    assert there == {f"part-{4 * n:08d}-4.safetensors" for n in (0, 1, 2, 3, 4, 5, 6, 9)}
+    seen = []
+    run(net, out, progress=lambda task, done, of, note="": seen.append((task, done)))
+    assert seen[0] == ("pgd", 32)
+    assert content(out) == whole
+
+
+def test_two_processes_leave_what_one_does(whole, tmp_path):
+    assert two(tmp_path / "run") == [0, 0]
+    seen = []
+    run(conv_net(0), tmp_path / "run", progress=lambda task, done, of, note="": seen.append((task, done)))
+    assert seen == [("pgd", 40), ("adaptive", 40)]  # nothing is left to attack
+    assert content(tmp_path / "run") == whole

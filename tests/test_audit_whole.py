@@ -16,6 +16,7 @@ from poise import InputError, certify
 from poise.auditing import auditor, outcome, pairs, suite
 from poise.auditing.answers import Evidence, Seen, answers
 from poise.data import ImageSet
+from poise.devices import sharing
 from poise.recalibration import Recalibrated, Scale
 
 TINY = suite.Size(images=40, steps=4, queries=10, tries=2, longer=6)
@@ -172,7 +173,7 @@ def test_a_short_time_takes_steps_before_images_become_few(images, net, monkeypa
     size = replace(TINY, steps=40, queries=100)
     asked = auditor.Asked(
         data=images, held_out=None, epsilons=(0.1,), size=size, threshold=0.5, seed=0, several=False,
-        options={"class_map": None},
+        fabric=sharing(accelerator="cpu"), options={"class_map": None},
     )  # fmt: skip
     loaded = {"net": auditor.load_model(net, images)}
     cost = type("Cost", (), {"seconds": 1.0 / 1.2 / 7})

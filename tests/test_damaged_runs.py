@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import poise
-from poise import InputError, attacks, defenses, store
+from poise import InputError, attacks, defenses, devices, store
 from poise.auditing import audit as auditing
 from poise.auditing.audit import audit
 from poise.data import ImageSet
@@ -433,7 +433,8 @@ def test_the_device_noted_is_the_one_in_use(run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
     assert store.circumstances()["device"] == store.circumstances(torch.device("cpu"))["device"] == "cpu"
     assert store.circumstances(torch.device("cuda:1"))["device"] == "GPU cuda:1"
-    out = audit(str(run), some(), ONE, tmp_path / "out", accelerator="cpu", probe=0)
+    fabric = devices.sharing(accelerator="cpu")
+    out = audit(str(run), some(), ONE, tmp_path / "out", probe=0, fabric=fabric)
     assert [store.read_job(f)["device"] for f in (out, out / "pgd")] == ["cpu", "cpu"]
     assert store.read_job(run)["device"] == "cpu"
 
@@ -509,29 +510,33 @@ def test_an_attack_s_name_is_a_folder_s(name, run, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "gpus", "expected"),
     [
-        ({}, 0, ["cpu"]),
-        ({}, 3, ["cuda:0", "cuda:1", "cuda:2"]),
-        ({"devices": 2}, 3, ["cuda:0", "cuda:1"]),
-        ({"devices": 1}, 0, ["cpu"]),
-        ({"accelerator": "cpu"}, 3, ["cpu"]),
-        ({"accelerator": "cuda"}, 1, ["cuda:0"]),
+        ({}, 0, "cpu"),
+        ({"devices": None}, 0, "cpu"),
+        ({}, 1, "cuda"),
+        ({"accelerator": "cpu"}, 3, "cpu"),
+        ({"devices": 2, "accelerator": "cpu"}, 3, "cpu"),
         ({"accelerator": "cuda"}, 0, "none is in sight"),
         ({"accelerator": "tpu"}, 1, "one of auto, cpu, cuda"),
-        ({"devices": 4}, 3, "no more than 3 GPUs"),
-        ({"devices": 2}, 0, "no more than 1 CPU"),
-        ({"devices": 2, "accelerator": "cpu"}, 3, "no more than 1 CPU"),
+        ({"devices": 4}, 3, "there are 3 GPUs: take --devices 3"),
         ({"devices": 0}, 1, "at least 1"),
         ({"devices": True}, 1, "whole number"),
     ],
 )
 def test_devices_are_those_asked_for(asked, gpus, expected, monkeypatch):
-    from poise.evaluation import choose_devices
-
+    found = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    net = torch.nn.Linear(1, 2)
-    if isinstance(expected, str):
-        refused(lambda: choose_devices(net, **asked), names=expected)
+    monkeypatch.setattr(devices, "Fabric", lambda **given: found.append(given))
+    if expected not in ("cpu", "cuda"):
+        refused(lambda: devices.sharing(**asked), names=expected)
         return
-    assert [str(device) for device in choose_devices(net, **asked)] == expected
-    alone = [str(d) for d in choose_devices(torch.nn.Flatten())]
-    assert alone == (["cuda:0"] if gpus else ["cpu"])
+    devices.sharing(**asked)
+    assert found[0]["accelerator"] == expected and found[0]["devices"] == (asked.get("devices") or 1)
+    assert (found[0]["strategy"] == "auto") == (found[0]["devices"] == 1)
+
+
+def test_all_gpus_in_sight_are_taken_where_no_number_is_given(monkeypatch):
+    found = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(devices, "Fabric", lambda **given: found.append(given["devices"]))
+    devices.sharing(devices=None), devices.sharing()
+    assert found == [3, 1]

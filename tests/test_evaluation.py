@@ -1,7 +1,5 @@
 """Evaluation: the judge believes its own forwards, whatever the attack, the batches or the modes."""
 
-import itertools
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from nets import fitted
 from poise import InputError, attacks, data, evaluate
@@ -212,83 +211,51 @@ def test_batches_are_let_go_when_they_are_done():
 # several devices
 
 
-@pytest.mark.parametrize("name", ["pgd from a random start", "dropout of half", "auto", "deepfool"])
-@pytest.mark.parametrize("devices", [("cpu", "cpu"), ("cpu",) * 3])
-def test_records_are_the_same_over_several_devices(name, devices):
-    model = net(dtype=torch.float32)
+def test_records_are_the_same_over_several_devices_and_told_in_order():
+    model, told = net(dtype=torch.float32), []
     whole, dealt = (
-        evaluate(model, digits(90, 16), CUT[name], seed=3, examples=20, devices=over)
-        for over in ((), devices)
+        evaluate(model, digits(90, 16), CUT["auto"], seed=3, examples=20, devices=over, on_records=keep)
+        for over, keep in (((), len), (("cpu",) * 3, told.append))
     )
     for field_name, value in whole.tensors().items():
         assert torch.equal(getattr(dealt, field_name), value), field_name
+    assert torch.equal(torch.cat([part.y for part in told]), whole.y) and len(told) == 6
 
 
-def test_two_devices_work_at_the_same_time_each_with_a_model_of_its_own():
-    together, met, lock = threading.Barrier(2, timeout=30), [], threading.Lock()
-    model = moody()
-    modes = [module.training for module in model.modules()]
-
-    def attack(model, x, y=None, *, generator=None):
-        together.wait()  # breaks if one has to end before the other can begin
-        with lock:
-            met.append((threading.get_ident(), model))
-        return x
-
-    records = evaluate(model, digits(64, 16), attack, devices=("cpu", "cpu"))
-    assert len({thread for thread, _ in met}) == len({id(used) for _, used in met}) == 2
-    assert any(used is model for _, used in met)
-    expected = evaluate(moody().eval(), digits(64, 16), Applied(nothing))
-    assert torch.equal(records.clean, expected.clean) and torch.equal(records.y, expected.y)
-    assert [module.training for module in model.modules()] == modes
-
-
-def test_batches_are_drawn_when_a_device_is_nearly_free():
-    drawn, done = [], []
-
-    def batches():
-        for x, y in digits(160, 8):
-            drawn.append(len(x))
-            assert len(drawn) - len(done) <= 3  # two in work, one that waits
-            yield x, y
-
-    evaluate(net(), batches(), Applied(nothing), on_batch=done.append, devices=("cpu", "cpu"))
-    assert sum(done) == sum(drawn) == 160
-
-
-def test_devices_do_not_mind_batches_in_one_buffer():
+def test_devices_do_not_mind_batches_in_one_buffer_nor_a_model_in_train_mode():
     def refilled():
         buffer = torch.empty(10, 1, 8, 8), torch.empty(10, dtype=torch.int64)
         for x, y in digits(40, batch_size=10):
             yield buffer[0].copy_(x), buffer[1].copy_(y)
 
-    model = net(dtype=torch.float32)
-    expected = evaluate(model, digits(40, batch_size=10), Applied(mirrored))
+    expected = evaluate(moody().eval(), digits(40, batch_size=10), Applied(mirrored))
+    model = moody()
+    modes = [module.training for module in model.modules()]
     records = evaluate(model, refilled(), Applied(mirrored), devices=("cpu", "cpu"))
     assert torch.equal(records.attacked, expected.attacked) and torch.equal(records.y, expected.y)
+    assert [module.training for module in model.modules()] == modes
 
 
-def test_a_failure_on_one_device_ends_the_evaluation():
-    drawn, calls = [], itertools.count()
+@pytest.mark.parametrize(
+    ("third", "error", "message"),
+    [
+        (lambda x: 1 / 0, ProcessRaisedException, "ZeroDivisionError"),
+        (lambda x: x + 2, InputError, r"\[0, 1\]"),
+    ],
+)
+def test_a_failure_on_one_device_ends_the_evaluation(third, error, message):
+    def attack(model, x, y=None, *, generator=None):
+        return third(x) if float(x.sum()) == last else x
 
-    def third_fails(x):
-        if next(calls) == 2:
-            raise ZeroDivisionError
-        return x
-
-    batches = ((drawn.append(1) or x, y) for x, y in digits(160, 8))
-    with pytest.raises(ZeroDivisionError):
-        evaluate(net(), batches, Applied(third_fails), devices=("cpu", "cpu"))
-    assert len(drawn) <= 6
+    batches = [*digits(40, 8)]
+    last = float(batches[2][0].double().sum())
+    with pytest.raises(error, match=message):
+        evaluate(net(), batches, attack, devices=("cpu", "cpu"))
 
 
-def test_a_function_runs_on_one_device_only():
-    def model(x):
-        return x.flatten(1)[:, 20:30] - 1
-
-    assert len(evaluate(model, digits(8), Applied(nothing), devices=("cpu",))) == 8
-    with pytest.raises(InputError, match=r"an nn\.Module"):
-        evaluate(model, digits(8), Applied(nothing), devices=("cpu", "cpu"))
+def test_devices_of_two_kinds_are_refused():
+    with pytest.raises(InputError, match="of one kind, got cpu, meta"):
+        evaluate(net(), digits(8), Applied(nothing), devices=("cpu", "meta"))
 
 
 # modes

@@ -42,6 +42,10 @@ class InputError(ValueError):
     """Something that the caller gave and can mend; its text is one message for a person."""
 
 
+class RefusedError(InputError):
+    """What the first of several processes says for all of them: this is another one."""
+
+
 class NotFiniteError(InputError):
     """Numbers that became NaN or infinite."""
 

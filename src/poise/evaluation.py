@@ -5,32 +5,38 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
-from queue import SimpleQueue
+from pathlib import Path
+from pickle import PicklingError
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
-from poise import labels
+from poise import labels, store
 from poise.attacks import Attack, run
 from poise.certify import Certificate
 from poise.certify.bracket import check_bracket
-from poise.checks import InputError, check_choice, check_count, check_images, check_labels, check_logits
+from poise.checks import InputError, check_images, check_labels, check_logits
+from poise.devices import PATIENCE, turn
 from poise.metrics import perturbation
 from poise.modes import LogitsAlone, called, check_one_answer, evaluating, logits_in, pair
 from poise.records import Records
 from poise.resources import suited, using
 from poise.shapes import Images, Labels, Model, Probabilities
 
+Batches = Iterable[tuple[Images, Labels]]
 Devices = Sequence[torch.device | str]
 
 
 def evaluate(
     model: Model,
-    batches: Iterable[tuple[Images, Labels]],
+    batches: Batches,
     attack: Attack,
     *,
     seed: int = 0,
@@ -58,9 +64,10 @@ def evaluate(
         examples: how many images to keep in the records.
         on_batch: called with the number of images done in each batch.
         on_records: called with the records of each batch, in order, for who keeps them at once.
-        devices: deal the batches out to these, a thread and a copy of the model each; the attack is
-            then called from several threads, and autocast around this call does not reach them. By
-            default, the model runs where it lies.
+        devices: deal the batches out to these, a process and a copy of the model each, which Fabric
+            starts: "cpu" several times, or GPUs, for which pickle must be able to send model, batches and
+            attack. Every process draws all batches, so they must be the same each time; what is told of
+            batches is told at the end. By default, the model runs where it lies.
         certificate: bounds the confidence over its ball round every image (`poise.certify`), in
             `records.lower` and `records.upper`.
         start: the number of the first image, for messages.
@@ -72,52 +79,21 @@ def evaluate(
     """
     check_one_answer(model)
     batches = labels.as_in(model, batches)
-    homes, checked = _homes(model, devices), _check_batches(batches, examples, start)
+    home, work = _home(model, devices[0] if devices else None), (attack, seed, certificate)
+    if len(devices) > 1:
+        records = _by_processes(home, devices, batches, examples, start, *work)
+        return Records.join(_told(records, certificate, start, on_records, on_batch))
+    checked = _check_batches(batches, examples, start)
     first = deque(islice(checked, 1))
     every = chain((first.popleft() for _ in range(len(first))), checked)  # each let go when it is done
 
     def threads() -> int:
-        home, x = homes[0], first[0][0]
+        x = first[0][0]
         return suited(home.model, x[:2].to(home.device, home.dtype), images=len(x))
 
-    def parts() -> Iterator[Records]:
-        done = start
-        for part in _attack_batches(homes, every, attack, seed, certificate):
-            if certificate is not None:
-                check_bracket(part, certificate, first=done)
-            done += len(part)
-            on_records(part)
-            yield part
-            on_batch(len(part))
-
     with using(threads if first else None):
-        return Records.join(parts())
-
-
-def choose_devices(
-    model: Model, *, devices: int | None = None, accelerator: str = "auto"
-) -> list[torch.device]:
-    """So many GPUs, all in sight by default, or the CPU where there is none or it is asked for.
-
-    One alone for a model that runs elsewhere, as ONNX does: there is no copy of it.
-
-    Raises:
-        InputError: devices that are not there.
-    """
-    check_choice("accelerator", accelerator, ("auto", "cpu", "cuda"))
-    there = 0 if accelerator == "cpu" else torch.cuda.device_count()
-    if accelerator == "cuda" and not there:
-        raise InputError("accelerator='cuda' needs a GPU, and none is in sight: take 'cpu' or 'auto'")
-    copied = isinstance(model, nn.Module) and next(model.parameters(), None) is not None
-    most = max(1, there if copied else min(there, 1))
-    if devices is not None:
-        check_count("devices", devices, 1)
-    if devices is not None and devices > most:
-        kind = "GPUs that can work at once" if there else "CPU"
-        raise InputError(
-            f"devices={devices}, and there is no more than {most} {kind}: take --devices {most}"
-        )
-    return [torch.device("cuda", i) for i in range(devices or most)] if there else [torch.device("cpu")]
+        records = (home.records(x, y, kept, *work) for x, y, kept in every)
+        return Records.join(_told(records, certificate, start, on_records, on_batch))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +135,24 @@ class Home:
         return Records(*(t.cpu() for t in part))
 
 
-def _check_batches(
-    batches: Iterable[tuple[Images, Labels]], examples: int, start: int
-) -> Iterator[tuple[Images, Labels, int]]:
+def _told(
+    parts: Iterable[Records],
+    certificate: Certificate | None,
+    done: int,
+    on_records: Callable[[Records], object],
+    on_batch: Callable[[int], object],
+) -> Iterator[Records]:
+    """The records of each batch, held against the certificate and told of."""
+    for part in parts:
+        if certificate is not None:
+            check_bracket(part, certificate, first=done)
+        done += len(part)
+        on_records(part)
+        yield part
+        on_batch(len(part))
+
+
+def _check_batches(batches: Batches, examples: int, start: int) -> Iterator[tuple[Images, Labels, int]]:
     """The batches that hold images, and how many of each to keep so that the first ones are."""
     done = start
     for x, y in map(pair, batches):
@@ -173,41 +164,69 @@ def _check_batches(
             examples -= len(x)
 
 
-def _attack_batches(
-    homes: Sequence[Home],
-    batches: Iterator[tuple[Images, Labels, int]],
+def _by_processes(
+    home: Home,
+    devices: Devices,
+    batches: Batches,
+    examples: int,
+    start: int,
+    *work: Any,
+) -> Iterator[Records]:
+    """The records of each batch, in the order of the batches, made by a process a device."""
+    fabric = _processes(devices)
+    with TemporaryDirectory() as folder:
+        take_turns: Any = partial(_take_turns, Path(folder), home.model, batches, examples, start, *work)
+        try:
+            fabric.launch(take_turns)
+        except (AttributeError, TypeError, PicklingError) as error:
+            raise InputError(
+                "several GPUs need a model, batches and an attack that pickle can send to a process "
+                f"({error}): define them in a file, or take `poise evaluate --devices`"
+            ) from error
+        for refusal in sorted(Path(folder).glob("*.refused")):
+            raise InputError(refusal.read_text())
+        for file in sorted(Path(folder).glob("*.safetensors")):
+            yield Records(**store.read_tensors(file)[0])
+
+
+def _processes(devices: Devices) -> Fabric:
+    """A Fabric of a process for each of these devices, which starts them when it is given work."""
+    places = [torch.empty(0, device=name).device for name in devices]  # with the number of a GPU
+    kind = places[0].type
+    if {place.type for place in places} != {kind}:
+        raise InputError(f"devices must be of one kind, got {', '.join(map(str, places))}: name GPUs alone")
+    numbers = len(places) if kind == "cpu" else [place.index for place in places]
+    # a forked process can have anything that this one has, but no GPU, and no more than one thread
+    start = DDPStrategy(
+        start_method="fork" if kind == "cpu" else "spawn", process_group_backend="gloo", timeout=PATIENCE
+    )
+    return Fabric(accelerator=kind, devices=numbers, strategy=start)
+
+
+def _take_turns(
+    folder: Path,
+    model: Model,
+    batches: Batches,
+    examples: int,
+    start: int,
     attack: Attack,
     seed: int,
     certificate: Certificate | None,
-) -> Iterator[Records]:
-    """The records of each batch, in the order of the batches."""
-    if len(homes) == 1:
-        for x, y, kept in batches:
-            yield homes[0].records(x, y, kept, attack, seed, certificate)
-        return
-    free: SimpleQueue[Home] = SimpleQueue()
-    for home in homes:
-        free.put(home)
-
-    def at_home(x: Images, y: Labels, kept: int) -> Records:
-        home = free.get()  # there is one for every thread
-        try:
-            with torch.cuda.device(home.device) if home.device.type == "cuda" else nullcontext():
-                return home.records(x, y, kept, attack, seed, certificate)
-        finally:
-            free.put(home)
-
-    ahead: deque[Future[Records]] = deque()
-    pool = ThreadPoolExecutor(len(homes), thread_name_prefix="evaluate")
+    fabric: Fabric,
+) -> None:
+    """Leave the records of this process's batches in the folder: each draws all, and takes its own."""
+    torch.set_num_threads(1)
+    home, number = _home(model, fabric.device), 0
     try:
-        for x, y, kept in batches:  # copied: whoever gives them may fill the same memory again
-            ahead.append(pool.submit(at_home, x.clone(), y.clone(), kept))
-            if len(ahead) > len(homes):  # one a device, and one that waits
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        for number, (x, y, kept) in enumerate(_check_batches(batches, examples, start)):
+            if turn(number, fabric.world_size) != fabric.global_rank:
+                continue
+            if any(folder.glob("*.refused")):
+                return
+            records = home.records(x, y, kept, attack, seed, certificate)
+            store.write_tensors(folder / f"{number:08d}.safetensors", records.tensors())
+    except InputError as error:
+        store.write_text(folder / f"{number:08d}-{fabric.global_rank}.refused", str(error))
 
 
 def _judge(model: Model, x: Images, y: Labels | None = None) -> tuple[Probabilities, bool]:
@@ -222,8 +241,8 @@ def _judge(model: Model, x: Images, y: Labels | None = None) -> tuple[Probabilit
     return logits.to(x.dtype).softmax(dim=1), issubclass(kinds[0], torch.Tensor)
 
 
-def _homes(model: Model, devices: Devices) -> list[Home]:
-    """The model on each device; it is itself on the first that it lies on, the others are copies."""
+def _home(model: Model, device: torch.device | str | None) -> Home:
+    """The model on the device: itself where it lies there, else a copy; None leaves it where it is."""
     parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
     first = next(parameters, torch.empty(0))
     if first.dtype not in (torch.float32, torch.float64):
@@ -231,12 +250,7 @@ def _homes(model: Model, devices: Devices) -> list[Home]:
             f"the model's weights are {first.dtype}, and attacks are judged in float32: give model.float()"
         )
     dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
-    homes, own = list[Home](), model
-    for name in devices:
-        device = torch.empty(0, device=name).device  # with the number of a GPU
-        if isinstance(model, nn.Module) and (len(homes) or device != first.device):
-            own = copy.deepcopy(model).to(device)
-        elif len(homes):
-            raise InputError("several devices need a model that is an nn.Module, to copy it: name one")
-        homes.append(Home(own, device, dtype))
-    return homes or [Home(model, first.device, dtype)]
+    place = first.device if device is None else torch.empty(0, device=device).device
+    if isinstance(model, nn.Module) and place != first.device:
+        model = copy.deepcopy(model).to(place)
+    return Home(model, place, dtype)

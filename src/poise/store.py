@@ -154,13 +154,17 @@ def whole(folder: Path, name: str, content: Json) -> Path:
     return file
 
 
-def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) -> list[tuple[str, str]]:
+def join(
+    folder: Path, *, device: torch.device | None = None, devices: int | None = None
+) -> list[tuple[str, str]]:
     """What differs now from the circumstances that the run has had so far; job.json notes both.
 
     Versions, the device, the number of devices and, on the CPU, of threads, by which gradients are summed,
-    count: "torch 2.8.0" before, say, and "2.11.0" now.
+    count: "torch 2.8.0" before, say, and "2.11.0" now. The number of devices only where it is given.
     """
-    then, now = read_job(folder), circumstances(device) | {"devices": devices}
+    then, now = read_job(folder), circumstances(device)
+    if devices is not None:
+        now["devices"] = devices
     differ = [
         (f"{name} {then['versions'].get(name)}", str(now["versions"][name]))
         for name in DECIDE
@@ -168,7 +172,7 @@ def join(folder: Path, *, device: torch.device | None = None, devices: int = 1) 
     ]
     if then["device"] != now["device"]:
         differ.append((then["device"], now["device"]))
-    if then.get("devices", devices) != devices:
+    if devices is not None and then.get("devices", devices) != devices:
         differ.append((f"{then['devices']} devices", str(devices)))
     if then["device"] == now["device"] == "cpu" and then["threads"] != now["threads"]:
         differ.append((f"{then['threads']} threads", f"{now['threads']}"))

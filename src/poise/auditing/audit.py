@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from poise import labels, models, store, training
 from poise.attacks import Attack
+from poise.auditing import kept
 from poise.auditing.fitting import check_shape, fit_findings, match_labels
-from poise.auditing.kept import Kept
 from poise.auditing.timing import Estimate, Timed, estimate
 from poise.certify import Certificate
 from poise.checks import InputError, check_count
 from poise.data import ImageSet
+from poise.devices import at_work, by_all, by_first, sharing, turn
 from poise.diagnostics import Finding, diagnose
-from poise.evaluation import choose_devices, evaluate
+from poise.evaluation import evaluate
 from poise.fast import Fast
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
-from poise.records import Records
 from poise.report import read
 from poise.resources import suited, using
 from poise.training.outcome import read_finished, read_marks
@@ -64,8 +67,7 @@ def audit(
     probe: int = PROBE,
     watched: Collection[str] | None = None,
     certificates: Mapping[str, Certificate] = {},
-    devices: int | None = None,
-    accelerator: str = "auto",
+    fabric: Fabric | None = None,
     progress: Progress = silent,
     on_estimate: Callable[[Estimate], object] | None = None,
 ) -> Path:
@@ -90,8 +92,8 @@ def audit(
         watched: the names of those attacks, by default all.
         certificates: by the names of attacks: bounds of the confidence in their balls, kept in their
             records and checked against what they find (`poise.certify`).
-        devices: so many GPUs work, each with a copy of the model; all in sight by default.
-        accelerator: "auto", "cpu" or "cuda".
+        fabric: the processes that share out the batches, see `poise.devices.sharing`; one by default. All
+            must see `out`.
         progress: told how far each attack is.
         on_estimate: given the time that the attacks will take, measured first; what it raises stops
             the audit before the first of them.
@@ -100,62 +102,116 @@ def audit(
         InputError: a model that is not there or does not fit the data, `out` holds another run or a
             damaged one or another command is at work there, devices that are missing, or a full disk.
     """
-    folder = Path(out)
+    folder, fabric = Path(out), fabric or sharing()
     _check_names(attacks)
-    if not isinstance(model, Loaded):
-        model = load_model(model, data, weights=weights, code=code, class_map=class_map)
-    net, facts = model.net, dict(model.facts)
-    data, matched = match_labels(net, data, given=class_map, who=model.who)
-    if held_out is not None:
-        held_out, _ = match_labels(net, held_out, given=class_map, who=model.who)
-    homes = choose_devices(net, devices=devices, accelerator=accelerator)
-    net, data = net.to(homes[0]), data.on(homes[0] if len(homes) == 1 else "cpu")
-    if recalibrate is not None:
-        net = _recalibrate(net, recalibrate, held_out)
-        assert held_out is not None
-        facts |= {"recalibration": recalibrate, "held_out": held_out.fingerprint()}
-    job = {
-        "kind": "audit",
-        **facts,
-        "data": data.name,
-        "images": len(data),
-        "fingerprint": data.fingerprint(),
-        "classes": list(data.classes),
-        **matched,
-        "seed": seed,
-    }
-    fits = partial(fit_findings, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out)
-    with (
-        using(lambda: store.threads_of(folder) or threads_for(net, data)),
-        store.alone(store.open_run(folder, job, device=homes[0])),
-    ):
-        if "source" not in store.read_job(folder):
-            with store.writing(folder):
-                store.note(folder, source=data.told)
-        if isinstance(net, Recalibrated):
-            with store.writing(folder):
-                store.write_tensors(folder / "recalibration.safetensors", net.last.state_dict())
-        for name, attack in attacks.items():
-            part = {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
-            if name in certificates:
-                part["certificate"] = repr(certificates[name])
-            store.open_run(folder / name, part, device=homes[0])
-        left = _left(folder, attacks)
-        if len(left) < len(attacks):
-            read(folder)
-        store.check_room(folder, len(left) * _size(data))
+    with at_work(fabric), ExitStack() as stack:
+        if not isinstance(model, Loaded):
+            model = load_model(model, data, weights=weights, code=code, class_map=class_map)
+        net, facts = model.net, dict(model.facts)
+        data, matched = match_labels(net, data, given=class_map, who=model.who)
+        if held_out is not None:
+            held_out, _ = match_labels(net, held_out, given=class_map, who=model.who)
+        net, data = net.to(fabric.device), data.on(fabric.device)
+        if recalibrate is not None:
+            net = _recalibrate(net, recalibrate, held_out)
+            assert held_out is not None
+            facts |= {"recalibration": recalibrate, "held_out": held_out.fingerprint()}
+        job = {
+            "kind": "audit",
+            **facts,
+            "data": data.name,
+            "images": len(data),
+            "fingerprint": data.fingerprint(),
+            "classes": list(data.classes),
+            **matched,
+            "seed": seed,
+        }
+        fits = partial(fit_findings, class_map=matched.get("class_map"), seen=model.seen, held_out=held_out)
+        known = by_first(fabric, lambda: store.threads_of(folder))
+        stack.enter_context(using(lambda: known or threads_for(net, data)))
+        told = progress if fabric.is_global_zero else silent
+        run = Run(net, data, attacks, certificates, folder, fabric, seed, told)
+        by_first(fabric, lambda: stack.enter_context(store.alone(_open(run, job))))
+        left = by_first(fabric, lambda: _left(run))
         if left and on_estimate is not None:
-            on_estimate(estimate(net, data, left, devices=homes, watched=probe, seed=seed))
-        for name, attack in attacks.items():
-            if name in left:
-                own = certificates.get(name)
-                _attack(net, data, attack, own, folder / name, devices=homes, seed=seed, progress=progress)
-            else:
-                progress(name, len(data), len(data), "done before")
+            by_first(fabric, lambda: on_estimate(_estimate(run, left, probe)))
+        _attack_all(run, left)
         looked_at = {name: attack for name, attack in attacks.items() if watched is None or name in watched}
-        if probe and (left or not {*looked_at} <= {*store.read_job(folder).get("diagnosed", [])}):
-            _diagnose(net, data, looked_at, folder, probe, fits(net, data))
+        if probe:
+            by_first(fabric, lambda: _diagnose(run, looked_at, probe, fits, again=bool(left)))
     return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What is attacked, by what, and where the records go."""
+
+    net: nn.Module
+    data: ImageSet
+    attacks: Mapping[str, Attack]
+    certificates: Mapping[str, Certificate]
+    folder: Path
+    fabric: Fabric
+    seed: int
+    progress: Progress
+
+
+def _open(run: Run, job: Mapping[str, Any]) -> Path:
+    """The run's folder, and in it one for each attack."""
+    folder, device = store.open_run(run.folder, job, device=run.fabric.device), run.fabric.device
+    with store.writing(folder):
+        if "source" not in store.read_job(folder):
+            store.note(folder, source=run.data.told)
+        if isinstance(run.net, Recalibrated):
+            store.write_tensors(folder / "recalibration.safetensors", run.net.last.state_dict())
+    for name, attack in run.attacks.items():
+        part = {"kind": "attack", "attack": repr(attack), "of": store.key_of(job)}
+        if name in run.certificates:
+            part["certificate"] = repr(run.certificates[name])
+        store.open_run(folder / name, part, device=device)
+    return folder
+
+
+def _left(run: Run) -> dict[str, list[Tensor]]:
+    """The batches that there are no records of, of each attack that has not ended."""
+    found = {
+        name: kept.left(run.folder / name, len(run.data), run.data.batch_size)
+        for name in run.attacks
+        if not (run.folder / name / "records.parquet").exists()
+    }
+    if len(found) < len(run.attacks):
+        read(run.folder)
+    store.check_room(run.folder, len(found) * _size(run.data))
+    return found
+
+
+def _estimate(run: Run, left: Mapping[str, Sequence[Tensor]], probe: int) -> Estimate:
+    attacks = {name: run.attacks[name] for name in left}
+    return estimate(run.net, run.data, attacks, devices=run.fabric.world_size, watched=probe, seed=run.seed)
+
+
+def _attack_all(run: Run, left: Mapping[str, Sequence[Tensor]]) -> None:
+    """Attack the batches that are left, each process those that fall to it; the first joins the records."""
+    fabric, began = run.fabric, dict[str, Any]()
+    numbers = count()
+
+    def leave() -> None:
+        for name in [*began]:
+            _leave(run, name, began.pop(name))
+
+    def work() -> None:
+        for name in run.attacks:
+            if name not in left:
+                run.progress(name, len(run.data), len(run.data), "done before")
+                continue
+            began[name] = store.circumstances(fabric.device)  # not those of a call that was stopped
+            own = [b for b in left[name] if turn(next(numbers), fabric.world_size) == fabric.global_rank]
+            _attack(run, name, own, begun=sum(map(len, left[name])) < len(run.data))
+            if fabric.world_size == 1:
+                leave()
+
+    by_all(fabric, work)
+    by_first(fabric, leave)
 
 
 def threads_for(net: nn.Module, data: ImageSet) -> int:
@@ -163,13 +219,6 @@ def threads_for(net: nn.Module, data: ImageSet) -> int:
     x, _ = next(data.batches(torch.arange(min(2, len(data)))))
     weight = next(net.parameters(), torch.empty(0))
     return suited(net, x.to(weight.device, weight.dtype), images=min(data.batch_size, len(data)))
-
-
-def _left(folder: Path, attacks: Mapping[str, Attack]) -> dict[str, Attack]:
-    """The attacks that have not ended."""
-    return {
-        name: attack for name, attack in attacks.items() if not (folder / name / "records.parquet").exists()
-    }
 
 
 def set_aside(data: ImageSet, images: int | None = None, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -183,56 +232,44 @@ def set_aside(data: ImageSet, images: int | None = None, *, seed: int = 0) -> tu
     return data.divide(images, seed=seed)
 
 
-def _attack(
-    net: nn.Module,
-    data: ImageSet,
-    attack: Attack,
-    certificate: Certificate | None,
-    part: Path,
-    *,
-    devices: Sequence[torch.device],
-    seed: int,
-    progress: Progress,
-) -> None:
-    kept, began = Kept(part), store.circumstances(devices[0])  # not those of a call that was stopped
-    before, done = kept.seconds, kept.images
-    if done and (differ := store.join(part, device=devices[0], devices=len(devices))):
+def _attack(run: Run, name: str, batches: Sequence[Tensor], *, begun: bool) -> None:
+    """Keep the records of these batches under one attack; `begun` where there are some of others."""
+    part, fabric, timed = run.folder / name, run.fabric, Timed(run.attacks[name])
+    if fabric.is_global_zero and begun and (differ := store.join(part, device=fabric.device)):
         then, now = (", ".join(words) for words in zip(*differ, strict=True))
-        warnings.warn(f"{str(part)!r} was on {then} and goes on with {now}", stacklevel=3)
-
-    def on_records(records: Records) -> None:
-        nonlocal done
-        kept.add(records, before + sum(timed.times))
-        done += len(records)
-        progress(part.name, done, len(data))
-
-    progress(part.name, done, len(data))
-    timed = Timed(attack)
+        warnings.warn(f"{str(part)!r} was on {then} and goes on with {now}", stacklevel=5)
+    taken = kept.Kept(part, every=kept.EVERY if fabric.world_size == 1 else 0.0)
+    run.progress(name, taken.images, len(run.data))
     try:
-        if done < len(data):
-            left, more = data.batches(torch.arange(done, len(data))), max(0, EXAMPLES - done)
-            evaluate(
-                net,
-                left,
+        for batch in batches:
+            start, before = int(batch[0]), sum(timed.times)
+            records = evaluate(
+                run.net,
+                run.data.batches(batch),
                 timed,
-                seed=seed,
-                examples=more,
-                on_records=on_records,
-                devices=devices,
-                certificate=certificate,
-                start=done,
+                seed=run.seed,
+                examples=max(0, EXAMPLES - start),
+                certificate=run.certificates.get(name),
+                start=start,
             )
-    except BaseException:
-        kept.write()  # an interrupt loses nothing
-        raise
-    facts = {"seconds": kept.seconds, "notes": timed.notes, "devices": len(devices)}
-    records = kept.whole()
+            notes = tuple(timed.notes)
+            taken.add(start, kept.Part(records, sum(timed.times) - before, notes))
+            run.progress(name, taken.images, len(run.data))
+    finally:
+        taken.write()  # an interrupt loses nothing
+
+
+def _leave(run: Run, name: str, began: Mapping[str, Any]) -> None:
+    """Join an attack's records: they are whole."""
+    part = run.folder / name
+    records, seconds, notes = kept.whole(part)
     files = {
         "images.safetensors": store.tensor_bytes({"x": records.x, "x_adv": records.x_adv}),
         "records.parquet": store.frame_bytes(records.frame()),
     }
+    facts = {"seconds": seconds, "notes": list(notes), "devices": run.fabric.world_size}
     store.leave(part, files, **began, **facts)
-    kept.clear()
+    kept.clear(part)
 
 
 def _size(data: ImageSet) -> int:
@@ -249,24 +286,31 @@ def _check_names(attacks: Mapping[str, Attack]) -> None:
 
 
 def _diagnose(
-    net: nn.Module,
-    data: ImageSet,
+    run: Run,
     attacks: Mapping[str, Attack],
-    folder: Path,
     probe: int,
-    fits: Sequence[Finding],
+    fits: Callable[[nn.Module, ImageSet], Sequence[Finding]],
+    *,
+    again: bool,
 ) -> None:
-    """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images."""
-    device = next(net.parameters(), torch.empty(0)).device
-    x, y = next(data.batched(probe).batches(torch.arange(min(probe, len(data)))))
-    records = {part.name: part.records for part in read(folder).attacked if part.name in attacks}
-    before = store.read_job(folder)
+    """Note in job.json what makes the audit's numbers doubtful, looked for on a few of its images.
+
+    Where that is known of all these attacks nothing is done, unless it is to be looked for again.
+    """
+    before = store.read_job(run.folder)
+    if not again and {*attacks} <= {*before.get("diagnosed", [])}:
+        return
+    x, y = next(run.data.batched(probe).batches(torch.arange(min(probe, len(run.data)))))
+    records = {part.name: part.records for part in read(run.folder).attacked if part.name in attacks}
     others = [f for f in before.get("findings", []) if f["attack"] and f["attack"] not in attacks]
     diagnosed = sorted({*before.get("diagnosed", []), *attacks})
     plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
-    found = [*fits, *diagnose(net, plain, x.to(device), y, records=records)]
+    found = [
+        *fits(run.net, run.data),
+        *diagnose(run.net, plain, x.to(run.fabric.device), y, records=records),
+    ]
     findings = others + [asdict(finding) for finding in found]
-    store.note(folder, findings=findings, diagnosed=diagnosed)
+    store.note(run.folder, findings=findings, diagnosed=diagnosed)
 
 
 def _recalibrate(net: nn.Module, method: str, held_out: ImageSet | None) -> Recalibrated:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from poise import data as sets
@@ -39,6 +40,7 @@ from poise.certify import CERTIFICATES
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
 from poise.data.own import from_batches
+from poise.devices import at_work, by_first, sharing
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import Recalibrated, Scale
@@ -67,7 +69,8 @@ class Asked:
     seed: int
     several: bool
     certificate: str | None = None
-    options: Mapping[str, Any]  # of `auditing.audit.audit`: devices, progress and the like
+    fabric: Fabric
+    options: Mapping[str, Any]  # of `auditing.audit.audit`: fabric, progress and the like
 
 
 def audit(
@@ -86,8 +89,7 @@ def audit(
     weights: str | Path | None = None,
     code: str | None = None,
     class_map: labels.Given | None = None,
-    devices: int | None = None,
-    accelerator: str = "auto",
+    fabric: Fabric | None = None,
     command: str | None = None,
     progress: Progress = silent,
     on_choice: Callable[[str], object] = lambda text: None,
@@ -114,8 +116,8 @@ def audit(
         weights: a file of weights, for one model given by its name.
         code: the model's name once more, for a run whose model is code or a download.
         class_map: the model's class, by its name or number, for some of the data's.
-        devices: so many GPUs; all in sight by default.
-        accelerator: "auto", "cpu" or "cuda".
+        fabric: the processes that share out the work, see `poise.devices.sharing`; one by default. All must
+            see `out`, and all get the result.
         command: as it was typed, for the page.
         progress: told how far each attack is.
         on_choice: told what was chosen to meet the time limit.
@@ -131,42 +133,38 @@ def audit(
     chosen, models = size_named(size), _named(model)
     if images is not None:
         check_count("images", images, 1)
-    source = _images(data, seed)
-    held, source = set_aside(source, held_out, seed=seed) if len(source) > 2 else (None, source)
-    wanted = images or chosen.images
-    source = source.subset(None if wanted is None else min(wanted, len(source)), seed=seed)
-    nets = {
-        name: load_model(given, source, weights=weights, code=code, class_map=class_map)
-        for name, given in models.items()
-    }
-    options = {
-        "class_map": class_map,
-        "devices": devices,
-        "accelerator": accelerator,
-        "progress": progress,
-        "seed": seed,
-    }
-    asked = Asked(
-        data=source,
-        held_out=held,
-        epsilons=epsilons,
-        size=chosen,
-        threshold=threshold,
-        seed=seed,
-        several=len(nets) > 1,
-        certificate=certificate,
-        options=options,
-    )
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "audit" if out is None else Path(out)
-        with using(partial(_threads, asked, nets, folder)):
-            asked = _within(asked, nets, folder, size, time_limit, on_choice)
-            return _audited(asked, nets, folder, kept=out is not None, command=command)
-
-
-def _threads(asked: Asked, nets: Mapping[str, Loaded], folder: Path) -> int:
-    """Those of the audit that is there, or those that suit the largest of the models."""
-    return store.threads_of(folder) or max(threads_for(net.net, asked.data) for net in nets.values())
+    fabric = fabric or sharing()
+    with at_work(fabric), ExitStack() as stack:
+        source = _images(data, seed)
+        held, source = set_aside(source, held_out, seed=seed) if len(source) > 2 else (None, source)
+        wanted = images or chosen.images
+        source = source.subset(None if wanted is None else min(wanted, len(source)), seed=seed)
+        nets = {
+            name: load_model(given, source, weights=weights, code=code, class_map=class_map)
+            for name, given in models.items()
+        }
+        asked = Asked(
+            data=source,
+            held_out=held,
+            epsilons=epsilons,
+            size=chosen,
+            threshold=threshold,
+            seed=seed,
+            several=len(nets) > 1,
+            certificate=certificate,
+            fabric=fabric,
+            options={"class_map": class_map, "progress": progress, "seed": seed, "fabric": fabric},
+        )
+        folder = None if out is None else Path(out)
+        if folder is None:
+            temporary = by_first(fabric, lambda: stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = Path(temporary) / "audit"
+        known = by_first(fabric, lambda: store.threads_of(folder))
+        stack.enter_context(using(lambda: known or max(threads_for(n.net, source) for n in nets.values())))
+        asked = _within(asked, nets, folder, size, time_limit, on_choice)
+        found = _audited(asked, nets, folder, kept=out is not None, command=command)
+        fabric.barrier()  # the others read what the first one may take away
+        return found
 
 
 def _within(
@@ -193,17 +191,23 @@ def _within(
         "time_limit": time_limit,
         "certificate": asked.certificate,
     }
-    store.open_run(folder, job)
-    if time_limit is None:
-        return asked
-    check_number("time_limit", time_limit, 1, hint="in seconds")
-    known = store.read_job(folder).get("chosen")
-    if known is None:
-        known = _choice(asked, nets, time_limit)
-        with store.writing(folder):
+
+    def choose() -> dict[str, int] | None:
+        store.open_run(folder, job)
+        known: dict[str, int] | None = store.read_job(folder).get("chosen")
+        if known is None and time_limit is not None:
+            known = _choice(asked, nets, time_limit)
             store.note(folder, chosen=known)
+        return known
+
+    if time_limit is not None:
+        check_number("time_limit", time_limit, 1, hint="in seconds")
+    known = by_first(asked.fabric, choose)
+    if time_limit is None or known is None:
+        return asked
     images, steps, queries = (int(known[name]) for name in ("images", "steps", "queries"))
-    on_choice(
+    say = on_choice if asked.fabric.is_global_zero else lambda text: None
+    say(
         f"to end within {time_limit / 60:.3g} min: {images} of {len(whole)} images, {steps} steps, "
         f"{queries} queries"
     )
@@ -250,7 +254,7 @@ def _audited(
             **{key: content[key] for key in ("versions", "commit", "device", "threads", "started")},
         },
     )
-    if kept:
+    if kept and asked.fabric.is_global_zero:
         with store.writing(folder):
             store.write_json(folder / "audit.json", result.content)
         page.write_page(result, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from weakref import WeakSet
@@ -129,7 +129,7 @@ def estimate(
     data: ImageSet,
     attacks: Mapping[str, Attack],
     *,
-    devices: Sequence[torch.device | str] = (),
+    devices: int = 1,
     watched: int = 0,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
@@ -147,7 +147,7 @@ def estimate(
         net: images in [0, 1] -> logits, on its device.
         data: the images.
         attacks: by name.
-        devices: that the audit will run on; the tries run where the net lies.
+        devices: how many share the images; the tries run where the net lies.
         watched: images on which every attack runs once more in the end.
         seed: of the attacks' draws.
         clock: seconds.
@@ -164,7 +164,7 @@ def estimate(
         cost = _cost(net, data, name, attack, seed, clock)
         relief = _relief(pass_of[bool(cost.backwards)], cost.images, batch)  # of a black box: no gradient
         costs.append(replace(cost, seconds=cost.seconds * relief))
-    return Estimate(len(data), tuple(costs), max(1, len(devices)), min(watched, len(data)))
+    return Estimate(len(data), tuple(costs), devices, min(watched, len(data)))
 
 
 def passes(call: Callable[[nn.Module, Images, Labels], object]) -> tuple[int, int]:

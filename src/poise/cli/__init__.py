@@ -19,7 +19,7 @@ from typing import Annotated, Literal, NoReturn
 from tyro.conf import Positional, arg
 
 from poise import __version__
-from poise.checks import InputError, check_number
+from poise.checks import InputError, RefusedError, check_number
 from poise.cli.audit import audit
 from poise.cli.check import check
 from poise.cli.evaluate import evaluate
@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 parse(COMMANDS, words, description=DESCRIPTION)()
             sys.stdout.flush()
+    except RefusedError:  # the first of several processes has said it
+        raise SystemExit(0) from None
     except InputError as error:
         _show_cause(error.__cause__)
         _leave(2, str(error))
@@ -215,6 +217,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _leave(code: int, text: str) -> NoReturn:
-    """End with that status and one line."""
-    print(f"poise: {plain(' '.join(text.split()))}", file=sys.stderr)
+    """End with that status and one line, of several processes that got the same signal the first one's."""
+    if code <= 128 or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"poise: {plain(' '.join(text.split()))}", file=sys.stderr)
     raise SystemExit(code) from None

@@ -64,7 +64,8 @@ def audit(
             not attacked.
         split: Part of the data set.
         batch_size: Images a batch.
-        devices: So many GPUs, each with a copy of the model; all in sight by default.
+        devices: Processes that share out the batches, one a GPU; all GPUs in sight by default, or what
+            torchrun says.
         accelerator: auto takes GPUs where there are some.
         threads: Threads of arithmetic; by default what suits the model and batch, or OMP_NUM_THREADS.
         seed: Of the attacks' draws and of the choice of images.
@@ -74,17 +75,20 @@ def audit(
     """
     if not models:
         raise InputError("name at least one model: poise audit MODEL --data D")
-    check_asked(out, seed=seed, images=images, held_out=held_out, batch_size=batch_size, threads=threads)
+    counts = {"images": images, "held_out": held_out, "batch_size": batch_size, "threads": threads}
+    check_asked(out, seed=seed, devices=devices, **counts)
     check_number("threshold", threshold, 0, 1, hint="it is a confidence")
     limit = None if time_limit is None else seconds(time_limit)
     from poise import data as sets
     from poise.auditing.auditor import audit
     from poise.auditing.fitting import preparation_for
+    from poise.devices import sharing
     from poise.labels import pairs
     from poise.resources import using
 
     matched, read = pairs(class_map), read.over(preparation_for(models[0], weights))
     source = sets.load(data, split=split, seed=seed, batch_size=batch_size, root=root, preparation=read)
+    fabric = sharing(devices=devices, accelerator=accelerator)
     with using(threads), bars() as progress:
         found = audit(
             models,
@@ -101,12 +105,13 @@ def audit(
             weights=weights,
             code=code,
             class_map=matched,
-            devices=devices,
-            accelerator=accelerator,
+            fabric=fabric,
             command=shlex.join(["poise", *sys.argv[1:]]),
             progress=progress,
             on_choice=lambda text: print(text, flush=True),
         )
+    if not fabric.is_global_zero:
+        return
     print(found.verdict)
     print(f"page: {out / 'audit.html'}")
     print(f"numbers: {out / 'audit.json'}")

@@ -68,6 +68,7 @@ def evaluate(
         threshold: Confidence under which an answer is referred to a person.
     """
     from poise.auditing.audit import audit
+    from poise.devices import at_work, sharing
     from poise.labels import pairs
     from poise.resources import using
 
@@ -90,8 +91,11 @@ def evaluate(
     if recalibrate is not None:
         held, images = source.set_aside(images)
     images = source.draw(images)
-    print(f"{len(images)} images x {', '.join(chosen)}: each is timed on a few images first", flush=True)
-    with using(source.threads), bars() as progress:
+    fabric = sharing(devices=source.devices, accelerator=source.accelerator)
+    with at_work(fabric), using(source.threads), bars() as progress:
+        if fabric.is_global_zero:
+            told = f"{len(images)} images x {', '.join(chosen)}: each is timed on a few images first"
+            print(told, flush=True)
         run = audit(
             model,
             images,
@@ -104,12 +108,12 @@ def evaluate(
             held_out=held,
             certificates=bounds,
             seed=source.seed,
-            devices=source.devices,
-            accelerator=source.accelerator,
+            fabric=fabric,
             progress=progress,
             on_estimate=lambda estimate: _agree(estimate, max_hours=max_hours),
         )
-    show([run], out, threshold=threshold)
+    if fabric.is_global_zero:
+        show([run], out, threshold=threshold)
 
 
 def _bounds(

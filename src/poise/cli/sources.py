@@ -50,7 +50,8 @@ class Source:
             numbers from 0; classes of equal names are matched by themselves.
         batch_size: Images a batch.
         seed: Of the attacks' draws and of the choice of images.
-        devices: So many GPUs, each with a copy of the model; all in sight by default.
+        devices: Processes that share out the batches, one a GPU; all GPUs in sight by default, or what
+            torchrun says.
         accelerator: auto takes GPUs where there are some.
         threads: Threads of arithmetic; by default what suits the model and batch, or OMP_NUM_THREADS.
         files: Which of them.
@@ -78,6 +79,7 @@ class Source:
             "held_out": self.held_out,
             "batch_size": self.batch_size,
             "threads": self.threads,
+            "devices": self.devices,
         }
         check_asked(out, seed=self.seed, steps=steps, **counts)
 

@@ -14,7 +14,7 @@ from poise import data, metrics, store
 from poise.attacks import Attack, run
 from poise.auditing.audit import audit
 from poise.auditing.timing import passes
-from poise.evaluation import choose_devices
+from poise.devices import sharing
 from poise.fast import Fast
 from poise.labels import as_in
 from poise.metrics.perturbation import structural_similarity
@@ -274,7 +274,7 @@ def _referee(job: Job, place: Place, progress: Progress) -> None:
     test = as_in(model, data.load(s.job.data, split="test", root=place.root, batch_size=s.batch_size))
     held, rest = test.divide(min(place.held, len(test) // 2))
     rest = rest.subset(min(s.test or len(rest), len(rest)))
-    found = referee(model, rest, held, eps=s.eps, steps=s.steps, devices=choose_devices(model))
+    found = referee(model, rest, held, eps=s.eps, steps=s.steps, devices=[sharing().device])
     _leave(job, place, pl.DataFrame([found], infer_schema_length=None))
 
 

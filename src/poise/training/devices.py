@@ -11,20 +11,17 @@ after every step, so that all hold the same.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from poise.checks import InputError, check_choice, check_count
+from poise.checks import InputError, check_choice
+from poise.devices import fabric_of
 from poise.shapes import Images, Logits
 from poise.train_job import TrainJob
 
-T = TypeVar("T")
 TOGETHER = 16  # steps after which several processes ask one another whether to go on
 
 
@@ -50,24 +47,13 @@ def fabric_for(
         InputError: a strategy that shards the weights, or devices that are not there.
     """
     check_choice("strategy", strategy, ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook"))
-    if torch.distributed.is_torchelastic_launched():
-        local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        devices, nodes, strategy = devices or local, nodes or world // local, "ddp"
-    devices, nodes = 1 if devices is None else devices, 1 if nodes is None else nodes
-    check_count("devices", devices, 1)
-    check_count("nodes", nodes, 1)
-    try:
-        return Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=strategy,
-            precision=job.precision,
-        )
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise InputError(
-            f"devices={devices}, accelerator={accelerator!r} cannot be had: {error}"
-        ) from error
+    return fabric_of(
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        accelerator=accelerator,
+        precision=job.precision,
+    )
 
 
 def check_fabric(fabric: Fabric, job: TrainJob) -> None:
@@ -147,20 +133,3 @@ def reduce(fabric: Fabric, value: Tensor, how: str = "sum") -> Tensor:
     total = fabric.all_reduce(value.to(fabric.device), reduce_op=how)
     assert isinstance(total, Tensor)
     return total
-
-
-def by_first(fabric: Fabric, work: Callable[[], T]) -> T:
-    """What the first process's work gives, handed to all; if it is refused, all are."""
-    if fabric.world_size == 1:
-        return work()
-    said: Any = None
-    if fabric.is_global_zero:
-        try:
-            said = (work(), None)
-        except InputError as error:
-            said = (None, str(error))
-    result: T
-    result, refusal = fabric.broadcast(said)
-    if refusal is not None:
-        raise InputError(refusal)
-    return result

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from poise import store
 from poise.checks import InputError
 from poise.data import ImageSet
+from poise.devices import by_first
 from poise.modes import ask, evaluating
 from poise.recalibration import logits_of, temperature
 from poise.training import checkpoint, selection
-from poise.training.devices import by_first
 from poise.training.outcome import read_marks
 from poise.training.run import Run
 from poise.training.schedule import learning_rate
