@@ -62,11 +62,10 @@ def holds(logits: Logits, y: Labels, margin: float, *, units: int = UNITS) -> Ma
     >>> holds(z, torch.tensor([0, 0]), 0.0).tolist(), holds(z, torch.tensor([0, 0]), 1e-4).tolist()
     ([True, True], [True, False])
     """
-    kept = logits.argmax(dim=1) == y
     if not margin:
-        return kept
+        return logits.argmax(dim=1) == y
     unit = torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
-    return kept & (Gap()(logits, y) >= margin) & (lead(logits, y) >= units * unit)
+    return (Gap()(logits, y) >= margin) & (lead(logits, y) >= units * unit)
 
 
 def check_margin(margin: float) -> None:

@@ -24,14 +24,19 @@ SHARPNESS, LEAST = 24.0, 3.0  # κ = 24 / standard deviation of the logits at x,
 SECANTS = 5  # forwards after the walk
 
 
+class Found(NamedTuple):
+    """A point of every image, and what it is worth."""
+
+    x: Images
+    lead: PerSample  # z_y − max_{j≠y} z_j
+    top: PerSample  # max_j p_j, which the attack lowers
+
+
 class Look(NamedTuple):
     """What one forward pass tells of a batch of images."""
 
-    x: Images
-    y: Labels  # the labels to keep
+    found: Found
     z: Logits
-    lead: PerSample  # z_y − max_{j≠y} z_j
-    top: PerSample  # max_j p_j, which the attack lowers
     kept: Mask  # the label is kept with the margin: the point may be returned
 
 
@@ -74,45 +79,51 @@ class Auto:
     ) -> Images:
         """The attacked images; arguments and refusals are those of `Descent`, y the labels to keep."""
         with differentiable(model):
-            best, far, finite = self._walk(model, x, y)
-            best = self._approach(model, x, best, far, finite)
+            y, best, far, finite = self._walk(model, x, y)
+            best = self._approach(model, x, y, best, far, finite)
         check_finite(finite)
         return best.x
 
-    def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Look, Look, Mask]:
+    def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Labels, Found, Found, Mask]:
         ball, draw, speed = held(self.ball, center), Draw.of(center), torch.zeros_like(center)
         at, logits, y = look_at(model, center, y)
-        best = new = self._look(logits, y, at)
+        new = self._look(logits, y, at)
+        best = new.found
         far = best._replace(top=torch.full_like(best.top, torch.inf))  # lowest where the label is lost
-        sharp = (SHARPNESS / best.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)
+        sharp = (SHARPNESS / new.z.std(dim=1).clamp_min(1e-6)).clamp_min(LEAST)
         greed = scale = torch.ones_like(best.top)
-        momentum, finite = torch.full_like(best.top, MOMENTUM), torch.ones_like(best.kept)
-        led = torch.arange(best.z.shape[1], device=y.device) == y[:, None]  # classes that ever led
+        momentum, finite = torch.full_like(best.top, MOMENTUM), torch.ones_like(new.kept)
+        own = led = torch.arange(new.z.shape[1], device=y.device) == y[:, None]  # classes that ever led
         fall = min(1.0, max(LAST / FIRST, 2.4 * self.steps**-1.5))  # few steps must not shrink too fast
         for t in range(self.steps):
             done = t / max(1, self.steps - 1)
             leader = new.z.argmax(dim=1, keepdim=True)
             known, led = led.gather(1, leader)[:, 0], led.scatter(1, leader, True)
+            lost = ~new.kept
             greed = torch.where(known, (RISE * greed).clamp(max=1), FALL * greed)
-            scale = torch.where(new.kept, scale, 0.9 * scale)
-            momentum = torch.where(new.kept, momentum, BEYOND)
-            w = _direction(new.z, y, sharp, greed ** (1 - done**2), new.kept)
+            scale = torch.where(lost, 0.9 * scale, scale)
+            momentum = momentum.masked_fill(lost, BEYOND)
+            w = _direction(new.z, y, own, sharp, greed ** (1 - done**2), lost)
             slope = gradient_of(logits, at, w.to(logits.dtype))
             size = slope.abs().flatten(1).mean(dim=1)
             finite &= torch.isfinite(size)  # the sign of NaN is 0, so it would not show in x
-            speed = per_image(momentum).to(slope.dtype) * speed + slope / per_image(size.where(size > 0, 1))
+            speed = per_image(momentum).to(slope.dtype) * speed + slope / per_image(
+                size.masked_fill(size == 0, 1)
+            )
             length = self.step * fall**done * scale
             at = at.detach() - per_image(length).to(at.dtype) * ball.steepest(speed)
             at = ball.project(at, center, draw.at(t)).requires_grad_(t + 1 < self.steps)
             logits = ask(model, at)
             new = self._look(logits, y, at)
             finite &= torch.isfinite(new.z).all(dim=1)
-            best = _choose(new.kept & (new.top < best.top), new, best)
-            far = _choose(~new.kept & (new.top < far.top), new, far)
-        return best, far, finite
+            best = _lower(new.kept, new.found, best)
+            far = _lower(~new.kept, new.found, far)
+        return y, best, far, finite
 
     @torch.no_grad()
-    def _approach(self, model: Model, center: Images, best: Look, far: Look, finite: Mask) -> Look:
+    def _approach(
+        self, model: Model, center: Images, y: Labels, best: Found, far: Found, finite: Mask
+    ) -> Found:
         """The lowest of some points between `best` and `far`: secants to where the lead is 0.
 
         Halving the lead of the end that stays (the Illinois rule) moves it at last. Where no label
@@ -125,38 +136,38 @@ class Auto:
             share = (lead / (lead - lack)).nan_to_num(0.5).clamp(0.05, 0.95)
             place = near + share * (beyond - near)
             at = self.ball.project(start + per_image(place).to(way.dtype) * way, center, Draw.of(center))
-            new = self._look(ask(model, at), best.y, at)
+            new = self._look(ask(model, at), y, at)
             finite &= torch.isfinite(new.z).all(dim=1)
-            best = _choose(new.kept & (new.top < best.top), new, best)
+            best = _lower(new.kept, new.found, best)
             near, beyond = torch.where(new.kept, place, near), torch.where(new.kept, beyond, place)
-            lead = torch.where(new.kept, new.lead, lead / 2)
-            lack = torch.where(new.kept, lack / 2, new.lead)
+            lead = torch.where(new.kept, new.found.lead, lead / 2)
+            lack = torch.where(new.kept, lack / 2, new.found.lead)
         return best
 
     def _look(self, logits: Logits, y: Labels, x: Images) -> Look:
         z = wide(logits.detach())
-        p = z.softmax(dim=1)
-        ahead = lead(z, y)
-        return Look(x.detach(), y, z, ahead, p.amax(dim=1), (ahead > 0) & holds(z, y, self.margin))
+        found = Found(x.detach(), lead(z, y), z.softmax(dim=1).amax(dim=1))
+        kept = holds(z, y, self.margin)
+        return Look(found, z, kept if self.margin else kept & (found.lead > 0))
 
 
-def _choose(mask: Mask, new: Look, old: Look) -> Look:
-    """The new look where the mask says so, image by image."""
-    pairs = zip(new, old, strict=True)
-    return Look(*(torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
+def _lower(allowed: Mask, new: Found, old: Found) -> Found:
+    """The new point where it is allowed and lower, image by image."""
+    better = allowed & (new.top < old.top)
+    x = torch.lerp(old.x, new.x, per_image(better).to(new.x.dtype))  # exact at 0 and 1
+    return Found(x, torch.where(better, new.lead, old.lead), torch.where(better, new.top, old.top))
 
 
-def _direction(z: Logits, y: Labels, sharp: PerSample, greed: PerSample, kept: Mask) -> Logits:
+def _direction(z: Logits, y: Labels, own: Mask, sharp: PerSample, greed: PerSample, lost: Mask) -> Logits:
     """The cotangent w (n, k) of one step, of length 1: the walk goes against wᵀ∂z/∂x."""
-    own = torch.arange(z.shape[1], device=z.device) == y[:, None]  # one_hot would wait for the device
     sharper, softer = ((k[:, None] * z).log_softmax(dim=1) for k in (sharp, greed))
     # Kept: what the others get, y pays, exactly, and in units of the rival's share, so that nothing
     # vanishes where p_y rounds to 1. Lost: y is raised by name too, for w raises it too little
     # among a thousand classes.
-    unit = rival(softer, y).where(kept, 0)[:, None]
+    unit = rival(softer, y).masked_fill(lost, 0)[:, None]
     w = (sharper - unit).exp() - (softer - unit).exp()
     others = w.masked_fill(own, 0)
-    w = torch.where(own, torch.where(kept[:, None], -others.sum(dim=1, keepdim=True), w - 0.1), others)
+    w = torch.where(own, torch.where(lost[:, None], w - 0.1, -others.sum(dim=1, keepdim=True)), others)
     return w / w.abs().sum(dim=1, keepdim=True).clamp_min(1e-30)
 
 
