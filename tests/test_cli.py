@@ -280,5 +280,5 @@ def test_a_training_run_is_no_audit(trained, tmp_path, capsys):
 
 
 def test_the_module_runs_as_a_program():
-    done = run("report", "nowhere")
+    done = run("reprot")
     assert done.returncode == 2 and done.stderr.startswith("poise: ") and "Traceback" not in done.stderr

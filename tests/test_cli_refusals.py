@@ -1,10 +1,10 @@
 """Wrong command lines: one line on stderr, exit status 2, and nothing written."""
 
 import contextlib
+import io
 import json
 import os
 import signal
-import subprocess
 import sys
 
 import numpy as np
@@ -188,27 +188,29 @@ def test_home_is_meant_wherever_a_path_can_begin(tmp_path, monkeypatch, capsys):
     assert "no such" in refusal(capsys, "report", "~/no such", "--out=~/page")
 
 
-def program(*words, **options):
-    return subprocess.Popen([sys.executable, "-m", "poise", *words], **options)
-
-
-def test_a_closed_pipe_ends_quietly():
+def test_a_closed_pipe_ends_quietly(capsys, monkeypatch):
     read, write = os.pipe()
     os.close(read)
-    done = program("list", stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    assert done.communicate()[1] == b"" and done.returncode in (1, 128 + signal.SIGPIPE)
+    with os.fdopen(write, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        with pytest.raises(SystemExit) as stop:
+            main(["list"])  # and what is left in the stream is no error when it is closed
+    assert stop.value.code in (1, 128 + signal.SIGPIPE) and capsys.readouterr().err == ""
 
 
-def test_letters_that_the_terminal_does_not_have_are_spelt_out():
-    poor = {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": "20"}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": os.environ | poor}
-    done = program("list", **options)
-    out, error = done.communicate()
-    assert (done.returncode, error) == (0, b"") and b"conf" in out
-    done = program("report", b"caf\xe9 \xce\x94", **options)
-    out, error = done.communicate()
-    assert done.returncode == 2 and error.startswith(b"poise: ") and error.count(b"\n") == 1
+def test_letters_that_the_terminal_does_not_have_are_spelt_out(monkeypatch):
+    poor = {name: io.TextIOWrapper(io.BytesIO(), encoding="ascii") for name in ("stdout", "stderr")}
+    for name, stream in poor.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    main(["list"])
+    with pytest.raises(SystemExit) as stop:
+        main(["report", os.fsdecode(b"caf\xe9 \xce\x94")])
+    poor["stderr"].flush()
+    out, error = (poor[name].buffer.getvalue() for name in ("stdout", "stderr"))
+    assert b"conf" in out
+    assert stop.value.code == 2 and error.startswith(b"poise: ") and error.count(b"\n") == 1
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -2,11 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -348,14 +349,12 @@ def test_an_attack_killed_in_its_diagnosis_is_diagnosed_by_the_next_call(run, tm
     assert len(seen) == 2 and store.read_job(out)["diagnosed"] == ["confsmooth", "pgd"]
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from poise import store
-folder = Path(sys.argv[1])
-store.open_run(folder, {"a": 1})
-store._replace(folder / "x.json", lambda t: (t.write_text("half"), os.kill(os.getpid(), signal.SIGKILL)))
-"""
+def be_killed(folder):
+    """Write a file of a run, and be killed half way."""
+    store.open_run(folder, {"a": 1})
+    store._replace(
+        folder / "x.json", lambda t: (t.write_text("half"), os.kill(os.getpid(), signal.SIGKILL))
+    )
 
 
 def hidden(folder):
@@ -364,7 +363,10 @@ def hidden(folder):
 
 def test_what_a_killed_writer_left_goes_and_a_live_one_s_stays(tmp_path):
     folder = tmp_path / "run"
-    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    child = multiprocessing.get_context("fork").Process(target=be_killed, args=(folder,))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert len(hidden(folder)) == 1
     (folder / ".gitignore").write_text("*")
     (folder / ".notes-of-mine.txt").write_text("mine")
