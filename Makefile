@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # two workers of one thread each are faster on two cores than one worker of two threads; glibc keeps freed memory
-# each begins with a half of the tests in their order, so that what a module sets up is made once
-PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 $(BIN)/pytest -n 2 --dist worksteal
+# each takes whole files in their order, so that what a module sets up is made once
+PYTEST := OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test check format lint types layers site matrix clean
 

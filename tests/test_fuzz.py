@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 
@@ -13,14 +12,12 @@ import pytest
 
 from fuzz_files import CASES, KINDS, SECONDS
 
-PARTS = 2
 
-
-def worker(part, begin):
-    """A process that runs this part's cases from `begin` on."""
+def worker(begin):
+    """A process that runs the cases from `begin` on."""
     script = Path(__file__).with_name("fuzz_files.py")
     return subprocess.Popen(
-        [sys.executable, str(script), str(part), str(PARTS), str(begin)],
+        [sys.executable, str(script), "0", "1", str(begin)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -28,11 +25,12 @@ def worker(part, begin):
     )
 
 
-def verdicts_of(part):
-    """The verdict on every case of the part; a process that hangs or dies is followed by another."""
+@pytest.fixture(scope="module")
+def verdicts():
+    """The verdict on every case; a process that hangs or dies is followed by another."""
     found, begin, timer = {}, 0, None
     while begin < len(CASES):
-        process, running = worker(part, begin), None
+        process, running = worker(begin), None
         for line in process.stdout:
             said = json.loads(line)
             running = said["case"] if "verdict" not in said else running
@@ -52,14 +50,7 @@ def verdicts_of(part):
         timer.cancel()
         found[running] = "fault: the process hung or died"
         begin = running + 1
-    return found
-
-
-@pytest.fixture(scope="module")
-def verdicts():
-    with ThreadPoolExecutor(PARTS) as pool:
-        parts = list(pool.map(verdicts_of, range(PARTS)))
-    return {CASES[index]: verdict for part in parts for index, verdict in part.items()}
+    return {CASES[index]: verdict for index, verdict in found.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
