@@ -118,8 +118,9 @@ def points(net, x, eps, norm, *, many, seed):
     moves[1::3] *= 3
     own = ball(norm, eps)
     size = eps if norm == "linf" else 2 * eps / x[0].numel() ** 0.5
-    found += [own.project(x + size * move, x) for move in moves]
-    return torch.stack(found)
+    centers = x.expand_as(moves).flatten(0, 1)
+    moved = own.project(centers + size * moves.flatten(0, 1), centers)
+    return torch.cat([torch.stack(found), moved.unflatten(0, moves.shape[:2])])
 
 
 def violations(net, interval, x, candidates, tolerance=1e-9):

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -104,12 +105,13 @@ def shaped(shape, k, n, seed):
     return SHAPES[shape] * z, p, torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
+@cache
 def errors_of(name, shape, k, seeds=40):
     """Mean and root mean square of (confidence − P(right)) on fresh answers, each a seed's."""
     bias, wide = [], []
     for seed in range(seeds):
         z, _, y = shaped(shape, k, 1000, seed)
-        fresh, true, _ = shaped(shape, k, 4000, 1000 + seed)
+        fresh, true, _ = shaped(shape, k, 1000, 1000 + seed)
         confidence, label = rc.RECALIBRATIONS[name](z, y)(fresh).softmax(dim=1).max(dim=1)
         off = confidence - true.gather(1, label[:, None])[:, 0]
         bias.append(float(off.mean()))
