@@ -147,7 +147,8 @@ def test_evaluation_works_where_gradients_are_off(mode):
 
 # however the data is cut
 
-CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=5, queries=20) for name in ATTACKS} | {
+# that each attack gives an image the same alone as in a batch, is its contract
+CUT = {name: fitted(ATTACKS, name, eps=0.1, steps=5, queries=20) for name in ("auto", "cw", "square")} | {
     "pgd from a random start": attacks.pgd(eps=0.1, steps=5, random_start=True),
     "dropout of half": attacks.dropout(eps=0.1, steps=5, keep_fraction=0.5),
     "in l2": attacks.confsmooth(eps=0.5, steps=5, norm="l2"),

@@ -404,7 +404,8 @@ def test_an_onnx_file_names_its_classes(tmp_path):
         )
         name = linear_onnx(tmp_path / f"{key}.onnx", w, b, shape=(1, 8, 8), metadata={key: names})
         out = tmp_path / key
-        main(["evaluate", "--model", name, "--data", data, "--attacks", "square", "--out", str(out)])
+        few = ["--attacks", "square", "--option", "square.queries=20", "--out", str(out)]
+        main(["evaluate", "--model", name, "--data", data, *few])
         assert poise.report.read(out).attacked[0].records.correct.all()
 
 

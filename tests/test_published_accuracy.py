@@ -13,26 +13,35 @@ def accuracy(model, images):
     return right / len(images)
 
 
-@pytest.mark.parametrize(("depth", "published"), [(20, 0.916), (56, 0.927)])
-def test_cifar_resnets_on_original_pixels(depth, published, shared_data, tmp_path):
+@pytest.fixture(scope="module")
+def cifar(shared_data, tmp_path_factory):
+    file = tmp_path_factory.mktemp("cifar") / "cifar.npz"
     arrays = np.load(shared_data / "cifar10_exact_subset.npz")
     np.savez(
-        tmp_path / "cifar.npz",
+        file,
         **{f"{split}_images": arrays[f"x_{split}"] for split in ("train", "test")},
         **{f"{split}_labels": arrays[f"y_{split}"].astype(np.int64) for split in ("train", "test")},
     )
-    images = data.load(f"npz:{tmp_path / 'cifar.npz'}", split="test")
+    return data.load(f"npz:{file}", split="test")
+
+
+@pytest.fixture(scope="module")
+def mnist(mnist_root):
+    return data.load("mnist", split="test", root=mnist_root)
+
+
+@pytest.mark.parametrize(("depth", "published"), [(20, 0.916), (56, 0.927)])
+def test_cifar_resnets_on_original_pixels(depth, published, cifar, shared_data):
     weights = shared_data / "weights" / f"cifar10_resnet{depth}.pt"
-    model = models.load(f"cifar-resnet{depth}", weights=weights, shape=images.shape)
-    assert len(images) == 1017 and accuracy(model, images) == pytest.approx(published, abs=5e-4)
+    model = models.load(f"cifar-resnet{depth}", weights=weights, shape=cifar.shape)
+    assert len(cifar) == 1017 and accuracy(model, cifar) == pytest.approx(published, abs=5e-4)
 
 
 @pytest.mark.parametrize(("kind", "published"), [("standard", 0.989), ("adversarial", 0.986)])
-def test_lenets_on_mnist(kind, published, shared_data, mnist_root):
-    images = data.load("mnist", split="test", root=mnist_root)
+def test_lenets_on_mnist(kind, published, mnist, shared_data):
     weights = shared_data / "weights" / f"mnist_lenet5_{kind}.pt"
     model = models.load("lenet5-advertorch", weights=weights)
-    assert len(images) == 10_000 and accuracy(model, images) == pytest.approx(published, abs=5e-4)
+    assert len(mnist) == 10_000 and accuracy(model, mnist) == pytest.approx(published, abs=5e-4)
 
 
 def test_efficientnet_lite0_on_imagenet(shared_data, tmp_path):

@@ -112,10 +112,9 @@ def test_the_queries_of_every_image_are_those_that_the_model_saw(make, norm):
 
 
 @every
-@each_norm
-def test_no_gradient_is_asked_for_and_a_graph_plays_no_part(make, norm):
+def test_no_gradient_is_asked_for_and_a_graph_plays_no_part(make):
     net, x = Counting(conv_net()), images(6, 10)
-    attack = attack_of(make, norm)
+    attack = attack_of(make)
     expected, spent = attack.run(net, x)
     assert net.backwards == 0 and net.forwards == spent.max()
     with torch.no_grad():
@@ -126,8 +125,7 @@ def test_no_gradient_is_asked_for_and_a_graph_plays_no_part(make, norm):
 
 
 @every
-@each_norm
-def test_a_numpy_function_that_returns_probabilities_will_do(make, norm):
+def test_a_numpy_function_that_returns_probabilities_will_do(make):
     net, x = conv_net(dtype=torch.float64), images(8, 10, dtype=torch.float64)
 
     def endpoint(x):
@@ -137,10 +135,10 @@ def test_a_numpy_function_that_returns_probabilities_will_do(make, norm):
         return answer
 
     assert isinstance(endpoint(x), np.ndarray)
-    expected = attack_of(make, norm)(net, x)
+    expected = attack_of(make)(net, x)
     # log p is z up to a constant: the search is the same.
-    assert torch.equal(attack_of(make, norm, outputs="probabilities")(endpoint, x), expected)
-    single = attack_of(make, norm, outputs="probabilities")(lambda x: endpoint(x).astype(np.float16), x)
+    assert torch.equal(attack_of(make, outputs="probabilities")(endpoint, x), expected)
+    single = attack_of(make, outputs="probabilities")(lambda x: endpoint(x).astype(np.float16), x)
     assert ((single >= 0) & (single <= 1)).all()
 
 
