@@ -89,13 +89,6 @@ def coverage(kind: str, n: int, trials: int, *, seed: int = 0) -> tuple[float, f
     )
 
 
-def over_trainings(n: int, trials: int) -> float:
-    """The same of Student's interval over so many nets."""
-    rng = np.random.default_rng(0)
-    found = [intervals.over_trainings(list(rng.normal(0.5, 0.1, n))) for _ in range(trials)]
-    return float(np.mean([f.low <= 0.5 <= f.high for f in found]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
@@ -109,8 +102,6 @@ def main() -> None:
         for n in given.images:
             hits, width = coverage(kind, n, given.trials)
             print(f"| {kind} | {n} | {hits:.3f} | {width:.4f} |", flush=True)
-    for n in (3, 5):
-        print(f"| mean over trainings, Student | {n} nets | {over_trainings(n, 10 * given.trials):.3f} | |")
 
 
 if __name__ == "__main__":

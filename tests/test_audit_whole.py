@@ -273,3 +273,44 @@ def test_bounds_above_what_was_found_stop_an_audit():
     )
     with pytest.raises(certify.UnsoundError, match=r"image 0: an attack within 0\.1 found"):
         answers(evidence, threshold=0.5)
+
+
+def compared(*holds):
+    """An audit of three models of which these hold more, pair by pair."""
+    number = pairs.Number(0.1, 0.05, 0.15, 100, 10)
+    two = [("a", "b"), ("a", "c"), ("b", "c")]
+    signs = [{first: 1, second: -1}.get(who, 0) for (first, second), who in zip(two, holds, strict=True)]
+    found = [
+        pairs.Pair(
+            *names, pairs.SCALE, 0.1, (number, number), pairs.Number(s * 0.1, s * 0.1, s * 0.1, 9), 0.0
+        )
+        for names, s in zip(two, signs, strict=True)
+    ]
+    one = Evidence(np.zeros(1, dtype=int), "xyz", seen(0.9), {0.1: [seen(0.8)]})
+    models = [outcome.Model(name, name, one, answers(one, threshold=0.5)) for name in "abc"]
+    return outcome.Audit(models, found, 0.5, (0.1,), {}, {})
+
+
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        (("a", "a", "b"), "a holds more than all others on all fair grounds. "),
+        (("b", "?", "b"), "b holds more than all others"),
+        (
+            ("a", "?", "?"),
+            "a holds more than 1 of the 2 others on all fair grounds; it cannot be told from c. ",
+        ),
+        (("?", "?", "?"), "Of 3 models none can be told to hold more"),
+    ],
+)
+def test_of_many_models_the_verdict_names_the_best_first(holds, said):
+    verdict = compared(*holds).verdict
+    assert verdict.startswith(said)
+    assert verdict.endswith(
+        "of its range: " + "; ".join(f"{n} 1 of 1, 100 % (21–100 %)" for n in "abc") + "."
+    )
+
+
+def test_of_two_classes_the_threshold_is_halfway_between_chance_and_certainty(images, net):
+    found = poise.audit(net, images, eps=0.1, images=10)
+    assert found.threshold == 0.75 and not found.refers_nothing

@@ -49,6 +49,7 @@ from poise.resources import using
 from poise.shapes import Images, Labels
 
 THRESHOLD = 0.5
+OF_TWO = 0.75  # halfway between chance and certainty: of two classes no confidence is below .5
 LEAST = 100  # images below which a time limit takes steps away first
 FEWEST = 10  # steps
 LONGER = 10  # times the steps, on a sample
@@ -77,7 +78,7 @@ def audit(
     model: Given | Sequence[Given] | Mapping[str, Given],
     data: Data,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float | None = None,
     eps: float | Sequence[float] = EPS,
     size: str = "quick",
     out: str | Path | None = None,
@@ -103,7 +104,8 @@ def audit(
         model: whatever `poise.models.load` takes, a run folder or a network; or several of them, by name
             or in a list.
         data: whatever `poise.data.load` takes, an image set, or batches (x in [0, 1], y).
-        threshold: the confidence from which on an answer is trusted; others are referred to a person.
+        threshold: the confidence from which on an answer is trusted; others are referred to a person. By
+            default .5, of two classes .75.
         eps: the budgets: by how much every pixel may change, in units of [0, 1].
         size: "quick", "standard" or "thorough"; `poise.auditing.suite.sizes_table()` says what they do.
         out: the folder for the records; by default they are not kept.
@@ -126,7 +128,8 @@ def audit(
         InputError: as `poise.models.load`, `poise.data.load`; a threshold or budget that cannot be; `out`
             holds another audit.
     """
-    check_number("threshold", threshold, 0, 1, hint="it is a confidence")
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1, hint="it is a confidence")
     epsilons = budgets([eps] if isinstance(eps, int | float) else list(eps))
     if certificate is not None:
         lookup(CERTIFICATES, certificate, "certificate")
@@ -139,6 +142,8 @@ def audit(
         held, source = set_aside(source, held_out, seed=seed) if len(source) > 2 else (None, source)
         wanted = images or chosen.images
         source = source.subset(None if wanted is None else min(wanted, len(source)), seed=seed)
+        if threshold is None:
+            threshold = THRESHOLD if len(source.classes) > 2 else OF_TWO
         nets = {
             name: load_model(given, source, weights=weights, code=code, class_map=class_map)
             for name, given in models.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
@@ -21,6 +21,7 @@ from poise.job_file import COUNT, FINDINGS, NUMBER, TEXT, TEXTS, Kind, check_fie
 from poise.metrics.intervals import UNKNOWN, Number, counted, shown
 from poise.naming import spelled
 
+MANY = 2  # models up to which the verdict says everything of each
 SCHEMA = 1  # of `Audit.content`; docs/audit.md says what the fields are
 
 _MANY: Kind = ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(e, dict) for e in v))
@@ -128,7 +129,10 @@ class Audit:
     def verdict(self) -> str:
         """What a person has to know, in a few plain sentences."""
         eps, k = self.epsilons[-1], len(self.models[0].evidence.classes)
-        parts = [*(_of_model(self, m, eps) for m in self.models), *_of_pairs(self, eps)]
+        if len(self.models) > MANY:
+            parts = [_of_best(self, eps), _of_all(self, eps)]
+        else:
+            parts = [*(_of_model(self, m, eps) for m in self.models), *_of_pairs(self, eps)]
         if self.refers_nothing:
             parts.insert(0, f"With {k} classes no confidence is below 1/{k}: this threshold says nothing.")
         return " ".join(parts)
@@ -236,12 +240,45 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
     return text
 
 
+def _of_best(audit: Audit, eps: float) -> str:
+    """Who of many models holds more than the most others, by all fair grounds, and who may be as good."""
+    names = [model.name for model in audit.models]
+    above: dict[str, set[str]] = {name: set() for name in names}
+    for first, second, fair in _compared(audit, eps):
+        who = {pair.holds for pair in fair}
+        if len(who) == 1 and who != {TELLS_NOT}:
+            winner = who.pop()
+            above[winner].add(second if winner == first else first)
+    best = max(names, key=lambda name: len(above[name]))
+    rest = [name for name in names if name != best and name not in above[best]]
+    if not above[best]:
+        return f"Of {len(names)} models none can be told to hold more than another on all fair grounds."
+    than = f"{len(above[best])} of the {len(names) - 1} others" if rest else "all others"
+    told = f"; it cannot be told from {', '.join(rest)}" if rest else ""
+    return f"{best} holds more than {than} on all fair grounds{told}."
+
+
+def _of_all(audit: Audit, eps: float) -> str:
+    """How many trusted answers each model keeps."""
+    kept = {model.name: model.number("trusted_kept", eps) for model in audit.models}
+    each = "; ".join(f"{name} {counted(number) if number.n else 'none'}" for name, number in kept.items())
+    return (
+        f"Right answers with a confidence of {audit.threshold:g} or more that keep it when every pixel may "
+        f"change by {spelled(eps)} of its range: {each}."
+    )
+
+
+def _compared(audit: Audit, eps: float) -> Iterator[tuple[str, str, list[Pair]]]:
+    """Every two models, and how they compare on the grounds that a change of scale cannot win."""
+    for first, second in dict.fromkeys((pair.first, pair.second) for pair in audit.pairs):
+        found = [p for p in audit.pairs if (p.first, p.second, p.eps) == (first, second, eps)]
+        yield first, second, [pair for pair in found if pair.grounds != RAW] or found
+
+
 def _of_pairs(audit: Audit, eps: float) -> list[str]:
     """For each two models who holds more: where all grounds agree that a change of scale cannot win."""
     said = []
-    for first, second in dict.fromkeys((pair.first, pair.second) for pair in audit.pairs):
-        found = [p for p in audit.pairs if (p.first, p.second, p.eps) == (first, second, eps)]
-        fair = [pair for pair in found if pair.grounds != RAW] or found
+    for first, second, fair in _compared(audit, eps):
         who = {pair.holds for pair in fair}
         if who == {TELLS_NOT}:
             said.append(f"Between {first} and {second} these images cannot tell which holds more.")

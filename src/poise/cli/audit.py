@@ -23,7 +23,7 @@ def audit(
     *,
     data: str,
     out: Path = Path("audit"),
-    threshold: float = 0.5,
+    threshold: float | None = None,
     eps: tuple[float, ...] = EPS,
     size: Literal["quick", "standard", "thorough"] = "quick",
     time_limit: str | None = None,
@@ -51,6 +51,7 @@ def audit(
         data: Data set, see `poise list`.
         out: Folder for the records and the results.
         threshold: Confidence from which on an answer is trusted; others are referred to a person.
+            By default 0.5, of two classes 0.75.
         eps: Budgets: by how much every pixel may change, in units of [0, 1].
         size: How much is done: images, gradients and queries; docs/audit.md has the table.
         time_limit: Take as many images and steps as fit into 90s, 30m or 2h, and say which.
@@ -77,7 +78,8 @@ def audit(
         raise InputError("name at least one model: poise audit MODEL --data D")
     counts = {"images": images, "held_out": held_out, "batch_size": batch_size, "threads": threads}
     check_asked(out, seed=seed, devices=devices, **counts)
-    check_number("threshold", threshold, 0, 1, hint="it is a confidence")
+    if threshold is not None:
+        check_number("threshold", threshold, 0, 1, hint="it is a confidence")
     limit = None if time_limit is None else seconds(time_limit)
     from poise import data as sets
     from poise.auditing.auditor import audit

@@ -1,4 +1,4 @@
-"""Numbers with what is not known of them: 95 % intervals over images, and over trainings.
+"""Numbers with what is not known of them: 95 % intervals over images.
 
 Shares have Wilson's interval. Every other number is a statistic of weighted images, so that scipy's
 bootstrap draws an image several times by giving it a weight, and two models on the same images get the
@@ -160,21 +160,6 @@ def number(
         low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     low, high = (float(np.clip(end, *bounds)) for end in (low, high))
     return Number(estimate, low, high, sum(sizes))
-
-
-def over_trainings(estimates: Sequence[float]) -> Number:
-    """The mean over nets trained alike but for their seeds, with Student's interval.
-
-    >>> number = over_trainings([0.5, 0.6, 0.7])
-    >>> round(number.estimate, 3), round(number.low, 3), round(number.high, 3)
-    (0.6, 0.352, 0.848)
-    """
-    known = np.asarray(estimates, dtype=np.float64)
-    middle, n = float(known.mean()), len(known)
-    if n < 2:
-        return Number(middle, math.nan, math.nan, n)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
-    return Number(middle, middle - half, middle + half, n)
 
 
 def crossing(epsilons: Sequence[float], lost: Sequence[Number], level: float) -> Number:
