@@ -13,7 +13,7 @@ from torch import nn
 
 import poise
 from poise import InputError, certify
-from poise.auditing import auditor, outcome, pairs, suite
+from poise.auditing import auditor, outcome, pairs, suite, timing
 from poise.auditing.answers import Evidence, Seen, answers
 from poise.data import ImageSet
 from poise.devices import sharing
@@ -176,12 +176,42 @@ def test_a_short_time_takes_steps_before_images_become_few(images, net, monkeypa
         fabric=sharing(accelerator="cpu"), options={"class_map": None},
     )  # fmt: skip
     loaded = {"net": auditor.load_model(net, images)}
-    cost = type("Cost", (), {"seconds": 1.0 / 1.2 / 7})
-    monkeypatch.setattr(auditor, "estimate", lambda *_, **__: type("E", (), {"costs": [cost] * 7}))
-    assert auditor._choice(asked, loaded, 1000)["images"] == 90
-    assert auditor._choice(asked, loaded, 1000)["steps"] == 40
+    monkeypatch.setattr(auditor, "_costs", lambda *_: float)  # a second an image
+    assert auditor._choice(asked, loaded, 1000) == {"images": 90, "steps": 40, "queries": 100}
     assert auditor._choice(asked, loaded, 45) == {"images": 90, "steps": 20, "queries": 50}
     assert auditor._choice(asked, loaded, 9) == {"images": 36, "steps": 10, "queries": 25}
+
+
+class Clocked(nn.Module):
+    """A net that lets a second pass for every forward of an image, and half of one for every way back."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.now = net, 0.0
+
+    def forward(self, x):
+        self.now += len(x)
+        logits = self.net(x)
+        if logits.requires_grad:
+            logits.register_hook(lambda grad: setattr(self, "now", self.now + len(grad) / 2))
+        return logits
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_time_that_is_told_is_what_the_audit_takes(images, net, several, monkeypatch):
+    clock = Clocked(net)
+    models = {"a": clock, "b": clock} if several else clock
+    monkeypatch.setattr(auditor, "pass_costs", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr(auditor, "duration", lambda seconds: told.append(seconds))
+    told = []
+    poise.audit(models, images, eps=EPS, images=40, threshold=0.6, on_choice=len)
+    assert clock.now / 1.5 < told[0] < 1.5 * clock.now
+
+
+def test_passes_are_timed_as_they_take(images, net):
+    clock = Clocked(net)
+    forward, back = timing.pass_costs(clock, images, clock=lambda: clock.now)
+    assert (forward, back) == (1.0, 0.5)
 
 
 def seen(*tops):

@@ -46,7 +46,7 @@ def bars() -> Iterator[Progress]:
         ),  # the one that wraps if it must
     )
     tasks: dict[str, TaskID] = {}
-    progress = Progress(*columns)
+    progress = Progress(*columns, speed_estimate_period=600)  # batches may take minutes
 
     def update(task: str, done: int, of: int, note: str = "") -> None:
         if not tasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from poise.attacks import Attack
 from poise.auditing import page, pairs
 from poise.auditing.affected import Affected, attack_again
 from poise.auditing.answers import Evidence, Seen, answers
-from poise.auditing.audit import Loaded, load_model, set_aside, threads_for
+from poise.auditing.audit import PROBE, Loaded, load_model, set_aside, threads_for
 from poise.auditing.audit import audit as attack_all
 from poise.auditing.fitting import match_labels
 from poise.auditing.outcome import Audit, Model
@@ -35,7 +36,7 @@ from poise.auditing.suite import (
     size_named,
     suite,
 )
-from poise.auditing.timing import estimate
+from poise.auditing.timing import duration, pass_costs
 from poise.certify import CERTIFICATES
 from poise.checks import InputError, check_count, check_number
 from poise.data import ImageSet
@@ -208,10 +209,13 @@ def _within(
     if time_limit is not None:
         check_number("time_limit", time_limit, 1, hint="in seconds")
     known = by_first(asked.fabric, choose)
+    say = on_choice if asked.fabric.is_global_zero else lambda text: None
     if time_limit is None or known is None:
+        if not (folder / "audit.json").exists():
+            about = duration(_costs(asked, nets)(len(whole)))
+            say(f"{len(whole)} images: about {about} if not begun before")
         return asked
     images, steps, queries = (int(known[name]) for name in ("images", "steps", "queries"))
-    say = on_choice if asked.fabric.is_global_zero else lambda text: None
     say(
         f"to end within {time_limit / 60:.3g} min: {images} of {len(whole)} images, {steps} steps, "
         f"{queries} queries"
@@ -222,21 +226,36 @@ def _within(
 
 def _choice(asked: Asked, nets: Mapping[str, Loaded], seconds: float) -> dict[str, int]:
     """As many images as fit; where that is fewer than LEAST, fewer steps and queries first."""
-    each = 0.0  # seconds an image
-    for net in nets.values():
-        attacks, _ = _attacks(asked, net)
-        few, _ = match_labels(net.net, asked.data, given=asked.options["class_map"], who=net.who)
-        each += sum(cost.seconds for cost in estimate(net.net, few, attacks, seed=asked.seed).costs)
-    each *= 1.5 if asked.several else 1.2  # the main attack again: recalibrated, and longer on a sample
-    fits, most, size = seconds / max(each, 1e-9), len(asked.data), asked.size
-    least = min(LEAST, most)
-    share = min(1.0, max(fits / least, FEWEST / size.steps))
-    images = max(1, min(most, int(fits / share)))
+    took, most, size = _costs(asked, nets), len(asked.data), asked.size
+    share = min(1.0, max(seconds / took(min(LEAST, most)), FEWEST / size.steps))
+    images = bisect_right(range(1, most + 1), seconds, key=lambda n: share * took(n))
     return {
-        "images": images,
+        "images": max(1, images),
         "steps": max(min(FEWEST, size.steps), int(size.steps * share)),
         "queries": max(1, int(size.queries * share)),
     }
+
+
+def _costs(asked: Asked, nets: Mapping[str, Loaded]) -> Callable[[int], float]:
+    """The seconds that an audit of so many images takes, by the passes that it asks for and their time.
+
+    No attack is tried: their passes are counted on a small net, so that this is known in a few seconds.
+    """
+    each = longer = again = once = 0.0  # an image of all, of the sample, of those looked at, and beside
+    scales = 0 if asked.held_out is None else 1 + asked.several
+    for net in nets.values():
+        _, parts = _attacks(asked, net)
+        few, _ = match_labels(net.net, asked.data, given=asked.options["class_map"], who=net.who)
+        forward, back = pass_costs(net.net.to(asked.fabric.device), few)
+        passes = {part.name: cost(part) for part in parts}
+        price = {name: (there + 2) * forward + out * back for name, (there, out) in passes.items()}
+        main = price[_main(parts)]
+        each += len(asked.epsilons) * (sum(price.values()) + scales * main)
+        longer += LONGER * main
+        again += sum(price.values())
+        once += forward * len(asked.held_out or ())
+    share = 1 / asked.fabric.world_size
+    return lambda n: share * each * n + longer * min(asked.size.longer, n) + again * min(PROBE, n) + once
 
 
 def _audited(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from poise.attacks import Aim, Attack, aim_of
+from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import evaluate
 from poise.fast import Fast
@@ -20,6 +21,7 @@ from poise.shapes import Images, Labels, Logits, Model
 
 SHARE = 100  # an attack is timed on at most a hundredth of the images
 RUNG = 4  # times as many images as in the try before
+QUICK = 1.0  # seconds: no pass that should take longer is timed
 PATIENCE = 10.0  # seconds: no try that should take longer follows
 
 
@@ -196,6 +198,26 @@ def pass_seconds(
         last.flatten()[0].item()  # waits for the device
         took.append(clock() - began)
     return min(took)
+
+
+def pass_costs(
+    net: nn.Module, data: ImageSet, *, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """Seconds an image of a forward pass and of one back, in the largest part of a batch that is quick."""
+    first, images = next(net.parameters(), torch.empty(0)), 1
+    most = min(data.batch_size, len(data))
+    while True:
+        x, _ = next(data.batched(images).batches(torch.arange(images)))
+        x = x.to(first.device, first.dtype)
+        forward = pass_seconds(net, x, back=False, clock=clock)
+        if images == most or RUNG * forward > QUICK:
+            break
+        images = min(RUNG * images, most)
+    try:
+        both = pass_seconds(net, x, back=True, clock=clock)
+    except (InputError, RuntimeError):  # a model without gradients: nobody asks it for any
+        both = forward
+    return forward / images, max(0.0, both - forward) / images
 
 
 def _cost(
