@@ -84,6 +84,15 @@ def row(python, torch, wheel, folder):
     return [Path(python).name.removeprefix("python"), version.strip(), *figures, ended]
 
 
+def found(version):
+    """The path of that Python; None where there is none, or one that does not start (pyenv's shims)."""
+    python = shutil.which(f"python{version}")
+    works = (
+        python and not subprocess.run([python, "--version"], capture_output=True, check=False).returncode
+    )
+    return python if works else None
+
+
 def main():
     """Print the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -95,7 +104,7 @@ def main():
         print(f"{Path(wheel).name}: {Path(wheel).stat().st_size / 1e6:.2f} MB\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}", flush=True)
         for version in asked.pythons:
-            python = shutil.which(f"python{version}")
+            python = found(version)
             for torch in asked.torch:
                 if python is None:
                     cells = [version, torch, "no such Python here: not run"]
