@@ -11,12 +11,14 @@ from threading import Lock
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from poise.modes import called, evaluating
 from poise.shapes import Images, Model
 
+ROOM = 2**30  # bytes that a batch's activations may take
 SHARE = 2**23  # multiply-adds of a layer for each thread: with fewer it waits more than it works
 _CHOSEN = Lock()  # held by the outermost call, which chooses for all in it
 _TRIM, _MMAP = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
@@ -68,6 +70,34 @@ def suited(model: Model, x: Images, *, images: int) -> int:
     if not work.layers:
         return torch.get_num_threads()
     return work.sums * images // (len(x) * work.layers * SHARE)
+
+
+def fitting(model: Model, x: Images, *, most: int) -> int:
+    """Images a batch, at most so many, for a way back through the model that keeps ROOM bytes on the CPU.
+
+    Counted on two images like these and on one: what does not grow with the batch, as weights, is left out.
+
+    >>> fitting(torch.nn.Tanh(), torch.zeros(2, 1, 2**13, 2**13), most=128)  # 2^28 bytes an image
+    4
+    """
+    if x.device.type != "cpu" or len(x) < 2:
+        return most
+    one, two = (_kept_for_gradients(model, x[:n]) for n in (1, 2))
+    return min(most, max(1, ROOM // max(1, two - one)))
+
+
+def _kept_for_gradients(model: Model, x: Images) -> int:
+    """Bytes that a forward pass keeps for the way back."""
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with evaluating(model), torch.random.fork_rng(devices=()), torch.enable_grad(), hooks:
+        called(model, x.detach().clone().requires_grad_())
+    return sum(sizes)
 
 
 class _Work(TorchDispatchMode):

@@ -32,7 +32,7 @@ from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.report import read
-from poise.resources import suited, using
+from poise.resources import fitting, suited, using
 from poise.training.outcome import read_finished, read_marks
 
 PROBE = 16  # images on which every attack is run once more, watched
@@ -111,7 +111,8 @@ def audit(
         data, matched = match_labels(net, data, given=class_map, who=model.who)
         if held_out is not None:
             held_out, _ = match_labels(net, held_out, given=class_map, who=model.who)
-        net, data = net.to(fabric.device), data.on(fabric.device)
+        net = net.to(fabric.device)
+        data = fitted(net, data).on(fabric.device)
         if recalibrate is not None:
             net = _recalibrate(net, recalibrate, held_out)
             assert held_out is not None
@@ -212,6 +213,13 @@ def _attack_all(run: Run, left: Mapping[str, Sequence[Tensor]]) -> None:
 
     by_all(fabric, work)
     by_first(fabric, leave)
+
+
+def fitted(net: nn.Module, data: ImageSet) -> ImageSet:
+    """The data in batches that memory holds: peak memory must not depend on how large the images are."""
+    x, _ = next(data.batched(2).batches(torch.arange(min(2, len(data)))))
+    weight = next(net.parameters(), torch.empty(0))
+    return data.batched(fitting(net, x.to(weight.device, weight.dtype), most=data.batch_size))
 
 
 def threads_for(net: nn.Module, data: ImageSet) -> int:

@@ -64,7 +64,7 @@ def audit(
         held_out: So many images to fit a temperature on, a third and at most 500 by default; they are
             not attacked.
         split: Part of the data set.
-        batch_size: Images a batch.
+        batch_size: Images a batch; fewer on the CPU where a batch would take more than 1 GiB.
         devices: Processes that share out the batches, one a GPU; all GPUs in sight by default, or what
             torchrun says.
         accelerator: auto takes GPUs where there are some.

@@ -48,7 +48,7 @@ class Source:
             default; they are not attacked.
         class_map: What the data's classes are called in the model, DATA=MODEL ..., by its names or its
             numbers from 0; classes of equal names are matched by themselves.
-        batch_size: Images a batch.
+        batch_size: Images a batch; fewer on the CPU where a batch would take more than 1 GiB.
         seed: Of the attacks' draws and of the choice of images.
         devices: Processes that share out the batches, one a GPU; all GPUs in sight by default, or what
             torchrun says.
