@@ -367,7 +367,7 @@ def page(judged: Path) -> None:
 HEAD = """# CIFAR-10, judged: the tables
 
 Written by `python benchmarks/cifar.py page JUDGED` from the nets of the [plan](plan-cifar.md), commit
-{commit}, torch {torch}; every net a line in [cifar.csv](cifar.csv). What they mean: [cifar](cifar.md).
+{commit}, torch {torch}; every net a line in cifar.csv. What they mean: [cifar](cifar.md).
 """
 
 COLUMNS = (
