@@ -22,7 +22,7 @@ import zoo
 
 import poise
 from poise import attacks, metrics, store
-from poise.naming import taken
+from poise.naming import take_known
 from poise.report.tables import Table
 
 STEPS, QUERIES = 20, 300  # gradients of the white-box attacks, queries of the black-box ones
@@ -92,7 +92,7 @@ def make(name, eps):
     """The attack of that name and budget."""
     if name == "worst_case":
         return attacks.worst_case([attacks.build(n, eps=eps, steps=STEPS) for n in LOWERING])
-    return attacks.build(name, **taken(attacks.ATTACKS[name], eps=eps, steps=STEPS, queries=QUERIES))
+    return attacks.build(name, **take_known(attacks.ATTACKS[name], eps=eps, steps=STEPS, queries=QUERIES))
 
 
 def measure(case, name, eps):

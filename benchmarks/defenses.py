@@ -19,7 +19,7 @@ import zoo
 
 from poise import defenses, store
 from poise.data import ImageSet
-from poise.naming import taken
+from poise.naming import take_known
 from poise.paper.referee import SLACK, referee
 from poise.progress import silent
 from poise.report.tables import Table
@@ -100,7 +100,7 @@ def make(args, eps, name, seed, folder):
     takes = inspect.signature(defenses.DEFENSES[base]).parameters
     if "step" in takes and base != "uat-mix":  # which scales its steps with eps itself
         options = {**options, "step": 2.5 * eps / options.get("steps", takes["steps"].default)}
-    defense = defenses.build(base, **taken(defenses.DEFENSES[base], eps=eps, **options))
+    defense = defenses.build(base, **take_known(defenses.DEFENSES[base], eps=eps, **options))
     warm = {} if budget(defense) is None else {"eps_warmup": args.eps_warmup}
     job = TrainJob(
         data="mnist", model="lenet", defense=name, seed=seed, epochs=args.epochs, lr=args.lr, **warm

@@ -44,7 +44,7 @@ class TurningCopy:
 def one_round(net, x, contenders):
     """Every contender's time in one interleaved run."""
     ring, lent = Ring(contenders), {}
-    walking.prepared = lambda model, *_, **__: lent[model]
+    walking.copy_for = lambda model, *_, **__: lent[model]
 
     def run(name, contend):
         model = Turning(copy.deepcopy(net), ring, name).eval()

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from poise import data, models
-from poise.naming import taken
+from poise.naming import take_known
 
 SHAPE = (3, 8, 8)
 
@@ -126,4 +126,4 @@ def predictions(net, x):
 
 def fitted(table, name, **options):
     """What the table's factory of that name makes of those of the options that it takes, None left out."""
-    return table[name](**taken(table[name], **options))
+    return table[name](**take_known(table[name], **options))

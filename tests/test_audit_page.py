@@ -157,8 +157,8 @@ def test_every_picture_says_its_numbers(text, one):
     ]
     assert len(told) == len(pictures) == 6 and all(of["role"] == "img" for of in pictures)
     for eps in EPS:
-        assert drawings.counted(one.models[0].number("trusted_kept", eps)) in told[0]
-        assert drawings.counted(one.models[0].number("confidence_in_noise", eps)) in told[1]
+        assert intervals.tell_count(one.models[0].number("trusted_kept", eps)) in told[0]
+        assert intervals.tell_count(one.models[0].number("confidence_in_noise", eps)) in told[1]
     counts = [int(n) for n in re.findall(r"(?:right|wrong) (\d+)", told[2])]
     assert sum(counts) == 80
     assert len(read.of("img")) == 30 and all(re.search(r"\d", of["alt"]) for of in read.of("img"))
@@ -289,7 +289,7 @@ def test_budgets_of_loss_say_where_they_end():
         Answer("eps_lost_5", 0.0, "", Number(2 / 255, EPS[0], 3 / 255, 9)),
         Answer("eps_lost_50", 0.0, "", Number(EPS[-1], EPS[-1], EPS[-1], 9)),
     ]
-    assert page.lost(_of(answers).models[0]) == [
+    assert page.tell_loss(_of(answers).models[0]) == [
         "5 % of the trusted answers are lost at 2 of 255 grey levels (range 1 or less to 3).",
         "50 % of the trusted answers are lost at 8 or more of 255 grey levels, the end of what was tried.",
     ]
@@ -428,5 +428,7 @@ def test_the_tables_in_other_formats(several, tmp_path: Path):
     )  # summary, pairs, four models
     assert r"\textless{}script\textgreater{}" in latex and "<script" not in re.sub(r"(?m)^%.*", "", latex)
     kept = several.models[0].number("trusted_kept", EPS[-1])
-    assert drawings.counted(kept) in markdown and drawings.counted(kept).replace("%", r"\%") in latex
+    assert (
+        intervals.tell_count(kept) in markdown and intervals.tell_count(kept).replace("%", r"\%") in latex
+    )
     assert "<script" not in markdown and "threshold 0.7" in markdown and "ε = 8/255" in markdown

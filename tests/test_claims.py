@@ -7,7 +7,7 @@ import pytest
 
 from claim_frames import BY_NAME, altered, frame, needs, verdict
 from poise.paper.claims import CLAIMS, REFEREE, judge
-from poise.paper.jobs import UNDERCONFIDENCE, published
+from poise.paper.jobs import UNDERCONFIDENCE, paper_cells
 from poise.paper.judging import Instance, subjects
 from poise.paper.numbers import Subject
 
@@ -86,7 +86,7 @@ CELL = re.compile(r"(\w+)\[([^|\]]+), ([^|\]]+)\]")  # metric[defense, attack]
 
 @pytest.fixture(scope="module")
 def paper():
-    return published()
+    return paper_cells()
 
 
 def test_the_papers_own_tables_judge_its_claims(paper):

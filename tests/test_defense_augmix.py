@@ -16,7 +16,7 @@ from poise.defenses.augmix import (
     operation,
     posterize,
     solarize,
-    warped,
+    warp,
 )
 
 SHAPE = (3, 24, 36)  # large enough for equalize to do something, and not square
@@ -86,7 +86,7 @@ def by_torchvision(image, kind, level):
 @pytest.mark.parametrize("kind", range(5))
 def test_warps_are_torchvision_s(kind, sign):
     x, levels = eight_bit(), sign * LEVELS * 0.3
-    found = warped(x, torch.full((8,), kind), levels)
+    found = warp(x, torch.full((8,), kind), levels)
     for image, own, level in zip(x, found, levels.tolist(), strict=True):
         # torchvision's own black comes in hard where ours fades over one pixel: the rim is left out.
         inner = (slice(None), slice(10, -10), slice(14, -14))
@@ -107,14 +107,14 @@ def test_every_image_gets_its_own_operation():
         elif kind in (2, 3):
             expected = (posterize if kind == 2 else solarize)(image, level)
         elif kind < 9:
-            expected = warped(image, torch.tensor([kind - 4]), -level)
+            expected = warp(image, torch.tensor([kind - 4]), -level)
         else:
             expected = image  # no such operation
         torch.testing.assert_close(found[kind : kind + 1], expected)
 
 
 def test_black_comes_in():
-    moved = warped(torch.ones(1, 1, 6, 6), torch.tensor([3]), torch.tensor([1.0]))
+    moved = warp(torch.ones(1, 1, 6, 6), torch.tensor([3]), torch.tensor([1.0]))
     assert moved[0, 0, 0].tolist() == pytest.approx([1, 1, 1, 1, 0, 0])
 
 

@@ -16,7 +16,7 @@ from poise.draws import Draw
 from poise.fast import accelerated
 from poise.objectives import NegativeCrossEntropy
 from poise.rules import Always
-from poise.threat import BALLS, Masked, added, ball, between
+from poise.threat import BALLS, Masked, add, ball, between
 
 ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 EPS = {"linf": (0.1, 0.03, 1 / 255), "l2": (0.7, 0.3), "l1": (2.1, 0.3)}
@@ -115,7 +115,7 @@ def test_added_is_the_nearest_point_that_goes_no_farther(dtype, seed):
     """Compared with exact sums of float64, for every dtype below it."""
     center = images(2, seed, dtype=dtype) * images(2, seed + 1, dtype=dtype) ** 6
     delta = torch.randn(center.shape, generator=torch.Generator().manual_seed(seed)).to(dtype) * 0.1
-    moved = added(center, delta)
+    moved = add(center, delta)
     if dtype == torch.float64:
         moved, center, delta = moved.numpy(), center.numpy().astype("longdouble"), delta.numpy()
         assert (abs(moved - center) <= abs(delta)).all()

@@ -87,7 +87,7 @@ def prepared(net, x, *, low=False, layout="auto"):
 
 def lent(monkeypatch, nets):
     """Every attack from now on walks on these copies."""
-    monkeypatch.setattr(walking, "prepared", lambda *_, **__: nets)
+    monkeypatch.setattr(walking, "copy_for", lambda *_, **__: nets)
 
 
 def kinds(net, kind):

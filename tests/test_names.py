@@ -1,6 +1,7 @@
 """One meaning a name: no public class or function is defined twice in the package."""
 
 import ast
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -60,3 +61,45 @@ def test_no_public_name_has_two_definitions():
     assert len(places) > 300
     twice = {name: found for name, found in places.items() if len(found) > 1 and name not in ALLOWED}
     assert not twice, f"give one of each another name: {twice}"
+
+
+IRREGULAR = {
+    "chosen",
+    "drawn",
+    "found",
+    "given",
+    "held",
+    "kept",
+    "lost",
+    "made",
+    "seen",
+    "shown",
+    "taken",
+    "told",
+}
+PARTICIPLES = {
+    *("accelerated", "remembered"),  # public
+    *("_affected", "_audited", "_joined", "_named", "_scaled"),  # of auditing.auditor
+    *(
+        "_changed",
+        "_drawn",
+        "_forked",
+        "_imported",
+        "_lost",
+        "_moved",
+        "_offered",
+        "_tried",
+    ),  # of contracts, user_code
+}
+
+
+def test_no_function_is_named_by_a_bare_participle():
+    """A function does or gives something: a verb, or the noun of what it gives."""
+    found = set()
+    for file in Path(poise.__file__).parent.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                word = node.name.strip("_")
+                ends_so = re.fullmatch(r"[a-z]{2,}[^e]ed", word) and word not in ("need", "seed", "speed")
+                found |= {node.name} if ends_so or word in IRREGULAR else set()
+    assert found <= PARTICIPLES, f"name them by verbs or nouns: {sorted(found - PARTICIPLES)}"

@@ -23,7 +23,7 @@ from poise.paper.plots import (
     Perturbations,
     ProbabilityTrace,
     oscillations,
-    regained,
+    rebound,
     save,
     svg,
 )
@@ -115,9 +115,9 @@ def test_oscillations_count_changes_of_the_top_class(tops, changes):
 
 
 def test_regained_adds_up_the_rises_of_the_clean_answer_alone():
-    assert regained(WALK) == pytest.approx(0.1)  # .98 .6 .4 .5
-    assert regained(CALM) == 0
-    assert regained(torch.tensor([[0.4, 0.6], [0.75, 0.25], [0.5, 0.5]])) == pytest.approx(0.25)
+    assert rebound(WALK) == pytest.approx(0.1)  # .98 .6 .4 .5
+    assert rebound(CALM) == 0
+    assert rebound(torch.tensor([[0.4, 0.6], [0.75, 0.25], [0.5, 0.5]])) == pytest.approx(0.25)
 
 
 def test_trace_frame_is_step_by_step():

@@ -9,7 +9,7 @@ import torch
 import poise
 from poise.records import Records
 from poise.report import latex, markdown, overview, summary
-from poise.report.runs import Attacked, Audit, told_apart
+from poise.report.runs import Attacked, Audit, tell_apart
 
 
 def softmax(seed, n, k=4, scale=3.0):
@@ -118,7 +118,7 @@ def told(title="net on data", attack="Auto(eps=0.1, steps=20)", **job):
     ],
 )
 def test_audits_of_one_title_are_told_apart_by_what_differs(one, other, words):
-    titles = [found.title for found in told_apart([one, other, told("another")])]
+    titles = [found.title for found in tell_apart([one, other, told("another")])]
     assert titles == [f"net on data, {words[0]}", f"net on data, {words[1]}", "another"]
     lines = overview.cells(summary([one, other]))
     assert [line[1] for line in lines] == [

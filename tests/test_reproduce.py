@@ -16,7 +16,7 @@ from poise.draws import Draw
 from poise.paper import book, jobs, suites, tables
 from poise.paper.cost import plan
 from poise.paper.figures import FIGURES
-from poise.paper.jobs import COUNTS, DEFENDED, REFEREES, published
+from poise.paper.jobs import COUNTS, DEFENDED, REFEREES, paper_cells
 from poise.paper.looks import AUDITED, REFEREED, Job
 from poise.paper.nets import PaperNet, Place
 from poise.paper.readings import CITED, OURS, PAPER, Free, Scattered, Unclipped, attacks_of, unheld
@@ -204,9 +204,9 @@ def test_the_full_scale_is_the_papers():
     for name, columns in per.items():
         nets = {(j.net.setting, j.net.defense) for j in tables.LAYOUTS[name].jobs(FULL, OURS)}
         named = [n for n in nets if n[1] not in REFEREES]
-        assert len(named) * columns == published().filter(table=tables.LAYOUTS[name].table).height
+        assert len(named) * columns == paper_cells().filter(table=tables.LAYOUTS[name].table).height
     assert {s.published for s in FULL.settings()} == set(
-        published().select("architecture", "dataset").unique().rows()
+        paper_cells().select("architecture", "dataset").unique().rows()
     )
     assert all(s.faithful for s in FULL.settings())
     epochs = [s.job.epochs for s in (FULL.defended[0], FULL.magnitude, FULL.transfer[0])]
@@ -331,7 +331,7 @@ def test_transfer_images_are_224_pixels_wide(shared_data, tmp_path):
 def test_a_score_of_the_papers_own_numbers_is_full_marks(name):
     """The paper's own table as ours: none apart; one cell moved by three deviations is."""
     layout = tables.LAYOUTS[name]
-    theirs = published().filter(table=layout.table).drop("table")
+    theirs = paper_cells().filter(table=layout.table).drop("table")
     extra = {"reading": pl.lit("ours"), "n": pl.lit(3), "spread": pl.lit(None), "images": pl.lit(10_000)}
     frame = tables.beside(layout, FULL, theirs.with_columns(**extra))
     row = tables.score({name: frame}).row(0, named=True)
@@ -348,7 +348,7 @@ def test_a_score_of_the_papers_own_numbers_is_full_marks(name):
 
 
 def test_table_2_is_not_judged_by_its_spread_over_images():
-    theirs = published().filter(table="2").drop("table")
+    theirs = paper_cells().filter(table="2").drop("table")
     extra = {"reading": pl.lit("unheld"), "n": pl.lit(3), "spread": pl.col("std"), "images": pl.lit(10_000)}
     frame = tables.beside(tables.LAYOUTS["table2"], FULL, theirs.with_columns(**extra))
     row = tables.score({"table2": frame}).row(0, named=True)

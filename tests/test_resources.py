@@ -11,7 +11,7 @@ from torch import nn
 import poise
 from poise import data
 from poise.cli import main
-from poise.resources import suited, using
+from poise.resources import suit_threads, using
 from poise.training import TrainJob, train
 
 torch.manual_seed(0)
@@ -67,9 +67,9 @@ def test_work_is_counted_by_hand():
     conv = nn.Conv2d(3, 16, 3, bias=False)  # 27 · 16 · 64 · 64 an image, its output being 64 × 64
     both = nn.Sequential(conv, nn.Flatten(), nn.Linear(16 * 64 * 64, 1))  # and 16 · 64 · 64
     x = torch.zeros(2, 3, 66, 66)
-    assert suited(conv, x, images=1000) == 27 * 16 * 64 * 64 * 1000 // 2**23 == 210
-    assert suited(both, x, images=1000) == 28 * 16 * 64 * 64 * 1000 // (2 * 2**23) == 109
-    assert suited(lambda x: x.mean(dim=(2, 3)), x, images=1000) == 2  # nothing to go by: as it is
+    assert suit_threads(conv, x, images=1000) == 27 * 16 * 64 * 64 * 1000 // 2**23 == 210
+    assert suit_threads(both, x, images=1000) == 28 * 16 * 64 * 64 * 1000 // (2 * 2**23) == 109
+    assert suit_threads(lambda x: x.mean(dim=(2, 3)), x, images=1000) == 2  # nothing to go by: as it is
 
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])

@@ -259,7 +259,7 @@ def check_logits(logits: Tensor, n: int, y: Tensor | None = None) -> None:
     if y is not None and (y < 0).logical_or(y >= logits.shape[1]).any():
         raise InputError(
             f"y must lie in [0, {logits.shape[1] - 1}] for a model of {logits.shape[1]} classes, "
-            f"got [{int(y.min())}, {int(y.max())}]{_counted_from(y, logits.shape[1])}"
+            f"got [{int(y.min())}, {int(y.max())}]{_count_hint(y, logits.shape[1])}"
         )
 
 
@@ -287,7 +287,7 @@ def check_probabilities(probs: Tensor, y: Tensor | None = None) -> None:
         if len(y) and (y < 0).logical_or(y >= probs.shape[1]).any():
             raise InputError(
                 f"y must lie in [0, {probs.shape[1] - 1}], got [{int(y.min())}, {int(y.max())}]"
-                + _counted_from(y, probs.shape[1])
+                + _count_hint(y, probs.shape[1])
             )
 
 
@@ -295,7 +295,7 @@ def _tail(hint: str) -> str:
     return f": {hint}" if hint else ""
 
 
-def _counted_from(y: Tensor, classes: int) -> str:
+def _count_hint(y: Tensor, classes: int) -> str:
     low, high = int(y.min()), int(y.max())
     if low < 0:
         return ": where -1 stands for no label, leave those images out" if low == -1 else ""

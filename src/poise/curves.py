@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from poise.attacks import Attack
-from poise.attacks.common import accepted, judged, standing
+from poise.attacks.common import check_inputs, clean_logits, label_and_top
 from poise.certify import Certificate
 from poise.checks import InputError, check_count, check_number
 from poise.objectives import MARGIN
@@ -42,12 +42,12 @@ def confidence_curve(
         InputError: budgets that do not rise, or what the attack refuses.
     """
     _check_rising(epsilons)
-    x, y = accepted(x, y)
-    logits = judged(model, x, y)
+    x, y = check_inputs(x, y)
+    logits = clean_logits(model, x, y)
     y = logits.argmax(dim=1) if y is None else y
     lowest, columns = logits.softmax(dim=1).amax(dim=1), []
     for eps in epsilons:
-        kept, top = standing(model, attack(eps)(model, x, y), y, MARGIN)
+        kept, top = label_and_top(model, attack(eps)(model, x, y), y, MARGIN)
         lowest = torch.where(kept & (top < lowest), top, lowest)
         columns.append(lowest)
     return torch.stack(columns, dim=1)
@@ -82,8 +82,8 @@ def minimum_eps(
     _check_rising(epsilons)
     check_number("threshold", threshold, 0, 1)
     check_count("bisections", bisections)
-    x, y = accepted(x, y)
-    logits = judged(model, x, y)
+    x, y = check_inputs(x, y)
+    logits = clean_logits(model, x, y)
     y = logits.argmax(dim=1) if y is None else y
     shortest = torch.where(logits.softmax(dim=1).amax(dim=1) < threshold, 0.0, torch.inf)
     for eps in epsilons:
@@ -130,7 +130,7 @@ def certified_curve(
 
 
 def _below(model: Model, x: Images, y: Labels, threshold: float) -> Mask:
-    kept, top = standing(model, x, y, MARGIN)
+    kept, top = label_and_top(model, x, y, MARGIN)
     return kept & (top < threshold)
 
 

@@ -25,9 +25,9 @@ from poise.certify.bracket import check_bracket
 from poise.checks import InputError, check_images, check_labels, check_logits
 from poise.devices import PATIENCE, turn
 from poise.metrics import perturbation
-from poise.modes import LogitsAlone, called, check_one_answer, evaluating, logits_in, pair
+from poise.modes import LogitsAlone, call_model, check_one_answer, evaluating, logits_in, pair
 from poise.records import Records
-from poise.resources import suited, using
+from poise.resources import suit_threads, using
 from poise.shapes import Images, Labels, Model, Probabilities
 
 Batches = Iterable[tuple[Images, Labels]]
@@ -89,7 +89,7 @@ def evaluate(
 
     def threads() -> int:
         x = first[0][0]
-        return suited(home.model, x[:2].to(home.device, home.dtype), images=len(x))
+        return suit_threads(home.model, x[:2].to(home.device, home.dtype), images=len(x))
 
     with using(threads if first else None):
         records = (home.records(x, y, kept, *work) for x, y, kept in every)
@@ -234,7 +234,7 @@ def _judge(model: Model, x: Images, y: Labels | None = None) -> tuple[Probabilit
     with evaluating(model), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         kinds, halves = [], []
         for half in torch.split(x, (len(x) + 1) // 2):
-            kinds.append(type(answer := called(model, half)))
+            kinds.append(type(answer := call_model(model, half)))
             halves.append(logits_in(answer).clone())  # what is in a dict may be filled again
     logits = torch.cat(halves)
     check_logits(logits, len(x), y)

@@ -143,9 +143,9 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        damaged(file, str(error), error)
+        refuse_damaged(file, str(error), error)
     if not isinstance(content, dict):
-        damaged(file, "it holds no object")
+        refuse_damaged(file, "it holds no object")
     return content
 
 
@@ -156,11 +156,11 @@ def check_run(file: Path, content: Mapping[str, Any]) -> None:
         InputError: the file and the field.
     """
     if not isinstance(content.get("job"), dict):
-        damaged(file, "it has no job")
+        refuse_damaged(file, "it has no job")
     later = {name: kind for name, kind in LATER.items() if name in content}
     check_fields(file, content, {"key": TEXT, **ALWAYS, **later})
     if fault := fault_in(content["job"]):
-        damaged(file, f"job: {fault}")
+        refuse_damaged(file, f"job: {fault}")
 
 
 def fault_in(job: Mapping[str, Any]) -> str:
@@ -178,7 +178,7 @@ def check_fields(file: Path, content: Mapping[str, Any], fields: Mapping[str, Ki
         InputError: the file and the field.
     """
     if fault := _fault(content, fields):
-        damaged(file, fault)
+        refuse_damaged(file, fault)
 
 
 def _fault(content: Mapping[str, Any], fields: Mapping[str, Kind]) -> str:
@@ -190,7 +190,7 @@ def _fault(content: Mapping[str, Any], fields: Mapping[str, Kind]) -> str:
     return ""
 
 
-def damaged(file: Path, what: str, cause: BaseException | None = None) -> NoReturn:
+def refuse_damaged(file: Path, what: str, cause: BaseException | None = None) -> NoReturn:
     """Refuse the file.
 
     Raises:

@@ -63,7 +63,7 @@ def differentiable(model: Model) -> Iterator[None]:
 MULTI = "multi_label_classification"  # Hugging Face's word for several right classes an image
 
 
-def called(model: Model, x: Images) -> Any:
+def call_model(model: Model, x: Images) -> Any:
     """What the model returns for a copy of x, by `modes.ask`.
 
     Raises:

@@ -71,10 +71,10 @@ def check_taken(
         raise InputError(f"{who} does not take {' and '.join(unknown)}: it takes {known}{way_out}")
 
 
-def taken(factory: Callable[..., object], **options: Any) -> dict[str, Any]:
+def take_known(factory: Callable[..., object], **options: Any) -> dict[str, Any]:
     """Those of the options that the factory takes and that are not None, for whoever asks many alike.
 
-    >>> taken(lambda *, beta=6.0: None, beta=3.0, steps=5)
+    >>> take_known(lambda *, beta=6.0: None, beta=3.0, steps=5)
     {'beta': 3.0}
     """
     takes = inspect.signature(factory).parameters
@@ -122,10 +122,10 @@ def number(text: str, *, whole: bool = False) -> float:
         raise ValueError(f"{kind} is needed, got {text!r}") from None
 
 
-def spelled(eps: float) -> str:
+def spell(eps: float) -> str:
     """A budget as people write it.
 
-    >>> spelled(8 / 255), spelled(0.1), spelled(0)
+    >>> spell(8 / 255), spell(0.1), spell(0)
     ('8/255', '0.1', '0')
     """
     whole = round(255 * eps)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from poise.checks import InputError, check_count, check_labels, check_logits, check_number
 from poise.labels import as_in, names_of
-from poise.modes import called, evaluating, logits_in, pair
+from poise.modes import call_model, evaluating, logits_in, pair
 from poise.records import Rows
 from poise.shapes import Images, Labels, Logits, Model
 
@@ -267,7 +267,7 @@ def logits_of(model: Model, batches: Iterable[tuple[Images, Labels]]) -> tuple[L
     rows, labels = Rows("logits"), Rows("y")
     with evaluating(model), torch.no_grad():
         for x, y in map(pair, as_in(model, batches)):
-            rows.add(logits_in(called(model, x.to(device))).float())
+            rows.add(logits_in(call_model(model, x.to(device))).float())
             labels.add(y)
     if not len(rows):
         raise InputError("there are no images to recalibrate on: the batches are empty")

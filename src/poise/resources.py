@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from poise.modes import called, evaluating
+from poise.modes import call_model, evaluating
 from poise.shapes import Images, Model
 
 ROOM = 2**30  # bytes that a batch's activations may take
@@ -53,20 +53,20 @@ def using(threads: int | Callable[[], int] | None) -> Iterator[None]:
         _CHOSEN.release()
 
 
-def suited(model: Model, x: Images, *, images: int) -> int:
+def suit_threads(model: Model, x: Images, *, images: int) -> int:
     """Threads for batches of so many images like these: one for every SHARE multiply-adds of a mean layer.
 
     No stopwatch: the same work gives the same number on every machine, and sums are cut the same way.
     A model on a GPU, or whose arithmetic is not torch's own, keeps the threads that there are.
 
-    >>> suited(torch.nn.Conv2d(1, 8, 4), torch.zeros(2, 1, 35, 35), images=2**8)  # 2^17 an image
+    >>> suit_threads(torch.nn.Conv2d(1, 8, 4), torch.zeros(2, 1, 35, 35), images=2**8)  # 2^17 an image
     4
     """
     if x.device.type != "cpu":
         return torch.get_num_threads()
     work = _Work()
     with evaluating(model), torch.random.fork_rng(devices=()), torch.no_grad(), work:
-        called(model, x)
+        call_model(model, x)
     if not work.layers:
         return torch.get_num_threads()
     return work.sums * images // (len(x) * work.layers * SHARE)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise.checks import InputError
-from poise.job_file import check_run, damaged, fault_in, read_json
+from poise.job_file import check_run, fault_in, read_json, refuse_damaged
 
 if sys.platform != "win32":
     import fcntl
@@ -110,7 +110,7 @@ def read_job(folder: Path) -> dict[str, Any]:
     content = read_json(file)
     check_run(file, content)
     if content["key"] != key_of(content["job"]):
-        damaged(file, "its job was changed: the key is that of another one")
+        refuse_damaged(file, "its job was changed: the key is that of another one")
     return content
 
 
@@ -150,7 +150,7 @@ def whole(folder: Path, name: str, content: Json) -> Path:
     except OSError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror}") from error
     if not same:
-        damaged(file, "it does not hold what the run wrote")
+        refuse_damaged(file, "it does not hold what the run wrote")
     return file
 
 

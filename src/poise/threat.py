@@ -83,7 +83,7 @@ class Within:
     def of(cls, ball: Linf, center: Images) -> Within:
         """The bounds that the ball alone sets, without those of [0, 1]."""
         reach = largest(ball.eps, center.dtype)
-        low, high = (added(center, torch.full_like(center, side * reach)) for side in (-1, 1))
+        low, high = (add(center, torch.full_like(center, side * reach)) for side in (-1, 1))
         return cls(ball, reach, low, high)
 
     def project(self, x: Images, center: Images, draw: Draw | None = None) -> Images:
@@ -119,7 +119,7 @@ class L2:
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1, dtype=torch.float64)
         longest = reach("l2", self.eps, center)
         shrink = torch.where(length > longest, longest / length, 1.0).to(wide)
-        return added(center, delta * per_image(shrink)).clamp(0, 1)
+        return add(center, delta * per_image(shrink)).clamp(0, 1)
 
     def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         largest = grad.flatten(1).abs().amax(dim=1)
@@ -172,7 +172,7 @@ class L1:
         change = delta.sign() * torch.minimum((away - level).clamp_min(0), room.double())
         total = change.abs().sum(dim=1, keepdim=True)
         change = change * torch.where(total > longest, longest / total, 1.0)  # what rounding has added
-        return added(center, change.reshape(x.shape)).clamp(0, 1)
+        return add(center, change.reshape(x.shape)).clamp(0, 1)
 
     def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         """Equal steps on the twentieth of the pixels with the largest gradient (Tramèr & Boneh 2019)."""
@@ -214,7 +214,7 @@ class Masked:
 
     def held(self, center: Images) -> Masked:
         """The same round this centre alone."""
-        return replace(self, ball=held(self.ball, center))
+        return replace(self, ball=ball_round(self.ball, center))
 
     def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         return self.ball.steepest(grad, draw)
@@ -242,7 +242,7 @@ class Sparse:
 
     def held(self, center: Images) -> Sparse:
         """The same round this centre alone."""
-        return replace(self, ball=held(self.ball, center))
+        return replace(self, ball=ball_round(self.ball, center))
 
     def steepest(self, grad: Images, draw: Draw | None = None) -> Images:
         """The ball's direction at the pixels drawn (eq. 2), 0 at the others; without a draw, seed 0's."""
@@ -258,20 +258,20 @@ def _check_share(keep_fraction: float) -> None:
     check_number("keep_fraction", keep_fraction, 1e-6, 1, hint=hint)
 
 
-def held(ball: Ball, center: Images) -> Ball:
+def ball_round(ball: Ball, center: Images) -> Ball:
     """The ball round this centre alone; what depends on the centre is worked out once, if it can be."""
     once: Callable[[Images], Ball] | None = getattr(ball, "held", None)
     return ball if once is None else once(center)
 
 
-def added(center: Images, delta: Tensor) -> Images:
+def add(center: Images, delta: Tensor) -> Images:
     """Center + delta in the centre's dtype, rounded towards the centre: no pixel goes farther than delta.
 
     Args:
         center: images.
         delta: in the centre's dtype or a wider one.
 
-    >>> bool(added(torch.tensor(0.03), torch.tensor(0.1)).double() - torch.tensor(0.03).double() <= 0.1)
+    >>> bool(add(torch.tensor(0.03), torch.tensor(0.1)).double() - torch.tensor(0.03).double() <= 0.1)
     True
     """
     wide = center.to(delta.dtype)

@@ -19,8 +19,8 @@ from poise.adversarial_sets import files
 from poise.adversarial_sets.rounding import (
     check_8_bits,
     check_budget,
-    differing,
     name_images,
+    other_than_written,
     replay,
     round_back,
     to_8_bits,
@@ -160,7 +160,7 @@ def load(path: str | Path, model: Model | None = None) -> AdversarialSet:
                 f"{str(path)!r} was made with a model of {facts['classes']} classes, this one has "
                 f"{classes}: give the model that was attacked"
             )
-        failed = differing(records, answer, tensors.get("confidence"))
+        failed = other_than_written(records, answer, tensors.get("confidence"))
         failed |= ~records.kept & facts["keep_labels"]
         _warn(path, failed, torch.ones(1))
     places = tuple(failed.nonzero()[:, 0].tolist())

@@ -151,7 +151,7 @@ def round_back(
     return found, share
 
 
-def differing(records: Records, answer: Labels | None, confidence: PerSample | None) -> Mask:
+def other_than_written(records: Records, answer: Labels | None, confidence: PerSample | None) -> Mask:
     """Where the answer or its confidence is not what was written down, if anything was."""
     now, label = records.attacked.max(dim=1)
     if answer is None or confidence is None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
-from poise.attacks.common import attack_call, check_finite, judged, rejudged
+from poise.attacks.common import attack_call, attacked_logits, check_finite, clean_logits
 from poise.attacks.descent import Descent, pulse
 from poise.checks import check_count, settle
 from poise.draws import Draw
@@ -41,7 +41,7 @@ class Ace:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        prediction = judged(model, x, y).argmax(dim=1)
+        prediction = clean_logits(model, x, y).argmax(dim=1)
         right = prediction == (prediction if y is None else y)
         apart = Split(right, Confidence(), Negative(Confidence()))
         once = Descent(objective=apart, rule=Always(), ball=self.ball, step=self.step, steps=1)
@@ -52,7 +52,7 @@ class Ace:
         waiting = torch.ones_like(right)
         for _ in range(self.halvings + 1):
             tried = self.ball.project(x - size * way, x, Draw.of(x))
-            kept = waiting & (rejudged(model, tried).argmax(dim=1) == prediction)
+            kept = waiting & (attacked_logits(model, tried).argmax(dim=1) == prediction)
             found = torch.where(per_image(kept), tried, found)
             waiting, size = waiting & ~kept, size / 2
         return found

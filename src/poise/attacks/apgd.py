@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
-from poise.attacks.common import attack_call, check_finite, judged
-from poise.attacks.descent import chosen, pulse, seen
+from poise.attacks.common import attack_call, check_finite, clean_logits
+from poise.attacks.descent import choose_points, point_at, pulse
 from poise.attacks.worst_case import Restarts
 from poise.checks import check_count, settle
 from poise.draws import Draw
 from poise.modes import differentiable
 from poise.objectives import NegativeCrossEntropy, Objective, Wants, lead
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Point, per_image
-from poise.threat import Ball, ball, check_step, held
+from poise.threat import Ball, ball, ball_round, check_step
 
 ALPHA = 0.75  # the new step's share, against the momentum's (eq. 1 of the source)
 RHO = 0.75  # the share of steps that has to improve (condition 1)
@@ -98,10 +98,10 @@ class Apgd:
         draw, start = Draw.of(x, generator), x
         with differentiable(model):
             if self.random_start:
-                clean = judged(model, x, y)
+                clean = clean_logits(model, x, y)
                 y, start = clean.argmax(dim=1) if y is None else y, self.ball.sample(x, draw)
-            at = seen(model, self.objective, start, y, grad=True, check=True)
-            return replace(self, ball=held(self.ball, x))._walk(model, x, at, draw)
+            at = point_at(model, self.objective, start, y, grad=True, check=True)
+            return replace(self, ball=ball_round(self.ball, x))._walk(model, x, at, draw)
 
     def _walk(self, model: Model, center: Images, at: Point, draw: Draw) -> Images:
         goal, marks = self.goal or self.objective, checkpoints(self.steps)
@@ -111,7 +111,7 @@ class Apgd:
         beat = pulse(at)
         for t in range(1, self.steps + 1):
             moved = self._moved(center, at, before, size, draw.at(t))
-            new = seen(model, self.objective, moved, at.y, grad=t < self.steps)
+            new = point_at(model, self.objective, moved, at.y, grad=t < self.steps)
             improved = improved + (new.loss < at.loss)
             before, at = at.x, new
             beat, reached = beat + pulse(new), goal(new.logits, new.y)
@@ -122,11 +122,11 @@ class Apgd:
             )
             if t == self.steps:
                 break
-            best = chosen(new.loss < best.loss, new, best)
+            best = choose_points(new.loss < best.loss, new, best)
             # The source's Algorithm 1 replaces the point after this one, whose forward is then wasted.
             if t in marks:
                 halved = (improved < RHO * (t - mark)) | (~halved & (best.loss == level))  # conditions 1, 2
-                size, at = torch.where(halved, size / 2, size), chosen(halved, best, at)
+                size, at = torch.where(halved, size / 2, size), choose_points(halved, best, at)
                 mark, level, improved = t, best.loss, torch.zeros_like(size)
         check_finite(torch.isfinite(beat))
         return found

@@ -14,7 +14,7 @@ from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import MARGIN, check_margin, holds, lead, rival
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, per_image
-from poise.threat import Ball, check_step, held
+from poise.threat import Ball, ball_round, check_step
 from poise.threat import ball as ball_of
 
 FIRST, LAST = 1.5, 0.04  # the lengths of the first and the last step in eps; they fall geometrically
@@ -85,7 +85,7 @@ class Auto:
         return best.x
 
     def _walk(self, model: Model, center: Images, y: Labels | None) -> tuple[Labels, Found, Found, Mask]:
-        ball, draw, speed = held(self.ball, center), Draw.of(center), torch.zeros_like(center)
+        ball, draw, speed = ball_round(self.ball, center), Draw.of(center), torch.zeros_like(center)
         at, logits, y = look_at(model, center, y)
         new = self._look(logits, y, at)
         best = new.found

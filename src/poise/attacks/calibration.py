@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from poise.attacks.aim import Aim, takes_true_labels
-from poise.attacks.common import attack_call, judged
+from poise.attacks.common import attack_call, clean_logits
 from poise.attacks.confsmooth import confsmooth
 from poise.attacks.descent import Descent
 from poise.checks import check_number
@@ -100,7 +100,7 @@ class RandomConfidence:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        logits = judged(model, x, y)
+        logits = clean_logits(model, x, y)
         target = self.targets(x, logits.shape[1], generator=generator).to(logits.dtype)
         aimed = replace(self.descent, objective=Distance(target, odds=True), goal=Distance(target))
         return aimed(model, x, logits.argmax(dim=1) if y is None else y)
@@ -147,7 +147,7 @@ class MaxMiscalibration:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        prediction = judged(model, x, y).argmax(dim=1)
+        prediction = clean_logits(model, x, y).argmax(dim=1)
         right = prediction == (prediction if y is None else y)
         both = replace(
             self.under,

@@ -15,7 +15,7 @@ from poise.checks import (
     check_labels,
     check_logits,
 )
-from poise.modes import ask, called, evaluating
+from poise.modes import ask, call_model, evaluating
 from poise.objectives import holds
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample
 
@@ -41,7 +41,7 @@ def attack_call(walk: Walk) -> Callable[..., Images]:
         *,
         generator: torch.Generator | None = None,
     ) -> Images:
-        x, y = accepted(x, y)
+        x, y = check_inputs(x, y)
         if len(x) == 0 or getattr(self, "steps", 1) == 0:
             return x
         with torch.inference_mode(False):
@@ -51,7 +51,7 @@ def attack_call(walk: Walk) -> Callable[..., Images]:
     return call
 
 
-def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
+def check_inputs(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
     """The images and labels, checked, as plain tensors that autograd can keep; x is in [0, 1]."""
     check_images(x)
     if y is not None:
@@ -61,7 +61,7 @@ def accepted(x: Images, y: Labels | None) -> tuple[Images, Labels | None]:
         return x.detach().clamp(0, 1), kept
 
 
-def judged(model: Model, x: Images, y: Labels | None = None) -> Logits:
+def clean_logits(model: Model, x: Images, y: Labels | None = None) -> Logits:
     """The model's logits at clean images, in evaluation mode, without a graph, checked."""
     logits = _forward(model, x)
     check_logits(logits, len(x), y)
@@ -77,16 +77,16 @@ def look_at(model: Model, x: Images, y: Labels | None) -> tuple[Images, Logits, 
     return at, logits, logits.argmax(dim=1) if y is None else y
 
 
-def rejudged(model: Model, x_adv: Images) -> Logits:
+def attacked_logits(model: Model, x_adv: Images) -> Logits:
     """The model's logits at attacked images; refuses NaN and infinity."""
     logits = wide(_forward(model, x_adv))
     check_finite(torch.isfinite(logits).all(dim=1))
     return logits
 
 
-def standing(model: Model, x_adv: Images, y: Labels, margin: float) -> tuple[Mask, PerSample]:
+def label_and_top(model: Model, x_adv: Images, y: Labels, margin: float) -> tuple[Mask, PerSample]:
     """By a forward at attacked images: whether y leads its rival by the margin, and max_j p_j."""
-    logits = rejudged(model, x_adv)
+    logits = attacked_logits(model, x_adv)
     return holds(logits, y, margin), logits.softmax(dim=1).amax(dim=1)
 
 
@@ -123,5 +123,5 @@ def check_finite(finite: Mask) -> None:
 
 def _forward(model: Model, x: Images) -> Logits:
     with torch.inference_mode(False), evaluating(model), torch.no_grad():
-        logits: Logits = called(model, x)
+        logits: Logits = call_model(model, x)
     return logits

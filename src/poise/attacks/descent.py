@@ -9,14 +9,14 @@ from typing import Literal, TypeAlias
 import torch
 
 from poise.attacks.aim import Aim
-from poise.attacks.common import accepted, check_differentiable, check_finite, gradient_of, wide
+from poise.attacks.common import check_differentiable, check_finite, check_inputs, gradient_of, wide
 from poise.checks import InputError, check_choice, check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, differentiable
 from poise.objectives import MARGIN, Objective, wants_of
 from poise.rules import Always, StepRule, keeps_label
 from poise.shapes import Images, Labels, Mask, Model, PerSample, Point, per_image
-from poise.threat import Ball, check_step, held
+from poise.threat import Ball, ball_round, check_step
 
 Keep: TypeAlias = Literal["last", "best"]
 
@@ -128,7 +128,7 @@ class Descent:
         An image that steps back stands where it stood. Nothing is yielded for steps = 0 or an
         empty batch.
         """
-        center, y = accepted(x, y)
+        center, y = check_inputs(x, y)
         if self.steps == 0 or len(x) == 0:
             return
         draw = Draw.of(center, generator)
@@ -137,7 +137,7 @@ class Descent:
             y = self._point(model, center, None, grad=False, check=True).y if y is None else y
             start = self.ball.sample(center, draw)
         at = self._point(model, start, y, grad=True, check=True)
-        ball, size = held(self.ball, center), torch.full_like(at.loss, self.step)
+        ball, size = ball_round(self.ball, center), torch.full_like(at.loss, self.step)
         yield at
         beat = pulse(at).double()  # adds up without overflow
         for t in range(1, self.steps + 1):
@@ -146,7 +146,7 @@ class Descent:
             moved = ball.project(at.x - way.to(center.dtype), center, draw.at(t))  # eq. 4, downhill
             new = self._point(model, moved, at.y, grad=t < self.steps)
             kept, size = self.rule(at, new, size)
-            at = new if self.rule == Always() else chosen(kept, new, at)  # no copies without need
+            at = new if self.rule == Always() else choose_points(kept, new, at)  # no copies without need
             beat = beat + pulse(new)
             yield at
         check_finite(torch.isfinite(beat))
@@ -155,10 +155,10 @@ class Descent:
         self, model: Model, x: Images, y: Labels | None, *, grad: bool, check: bool = False
     ) -> Point:
         with differentiable(model):  # pass by pass: between two of them the path may be left for good
-            return seen(model, self.objective, x, y, grad=grad, check=check)
+            return point_at(model, self.objective, x, y, grad=grad, check=check)
 
 
-def seen(
+def point_at(
     model: Model, objective: Objective, x: Images, y: Labels | None, *, grad: bool, check: bool = False
 ) -> Point:
     """The point x, by one forward and, with `grad`, one backward; call it inside `differentiable`.
@@ -197,7 +197,7 @@ def pulse(point: Point) -> PerSample:
     return point.loss + point.grad.sum(dim=(1, 2, 3), dtype=dtype)
 
 
-def chosen(mask: Mask, new: Point, old: Point) -> Point:
+def choose_points(mask: Mask, new: Point, old: Point) -> Point:
     """The new point where the mask says so, image by image."""
     whole = per_image(mask).to(new.x.dtype)  # lerp is exact at 0 and 1, and twice as fast as where
     return Point(

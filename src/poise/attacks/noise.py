@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
-from poise.attacks.common import accepted, check_finite, wide
+from poise.attacks.common import check_finite, check_inputs, wide
 from poise.checks import check_count, check_logits, settle
 from poise.draws import Draw
 from poise.modes import ask, evaluating
 from poise.objectives import MARGIN, check_margin, holds
 from poise.shapes import Images, Labels, Logits, Model, PerSample, per_image
-from poise.threat import Ball, held
+from poise.threat import Ball, ball_round
 from poise.threat import ball as ball_of
 
 
@@ -49,7 +49,7 @@ class Noise:
         generator: torch.Generator | None = None,
     ) -> Images:
         """The attacked images; y are the labels to keep, by default the predictions."""
-        center, y = accepted(x, y)
+        center, y = check_inputs(x, y)
         if len(x) == 0:
             return center
         with torch.inference_mode(False), torch.no_grad(), evaluating(model):
@@ -59,7 +59,7 @@ class Noise:
         logits = _ask(model, center)
         check_logits(logits, len(center), y)
         y = logits.argmax(dim=1) if y is None else y
-        best, lowest, ball = center, _top(logits), held(self.ball, center)
+        best, lowest, ball = center, _top(logits), ball_round(self.ball, center)
         for number in range(self.tries):
             way = ball.steepest(draw.at(2 * number).normal(center))
             at = ball.project(center + self.eps * way, center, draw.at(2 * number + 1))

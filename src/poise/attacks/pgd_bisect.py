@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from poise.attacks.aim import Aim, takes_true_labels
-from poise.attacks.common import attack_call, judged, standing
+from poise.attacks.common import attack_call, clean_logits, label_and_top
 from poise.attacks.descent import Descent
 from poise.attacks.pgd import descent
 from poise.checks import check_count, settle
@@ -48,7 +48,7 @@ class PgdBisect:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        logits = judged(model, x, y)
+        logits = clean_logits(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         found, lowest = x, logits.softmax(dim=1).amax(dim=1)
         far = self.pgd(model, x, y, generator=generator)
@@ -56,7 +56,7 @@ class PgdBisect:
         share = beyond
         for _ in range(self.bisections + 1):
             at = between(x, far, share)
-            kept, top = standing(model, at, y, self.margin)
+            kept, top = label_and_top(model, at, y, self.margin)
             better = kept & (top < lowest)
             found, lowest = torch.where(per_image(better), at, found), torch.where(better, top, lowest)
             near, beyond = torch.where(kept, share, near), torch.where(kept, beyond, share)

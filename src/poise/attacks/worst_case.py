@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 import torch
 
 from poise.attacks.aim import Aim, Attack, aim_of, takes_true_labels
-from poise.attacks.common import attack_call, judged, rejudged, standing
+from poise.attacks.common import attack_call, attacked_logits, clean_logits, label_and_top
 from poise.checks import InputError, check_choice, check_count, settle
 from poise.objectives import MARGIN, Objective, check_margin
 from poise.shapes import Images, Labels, Model, per_image
@@ -46,13 +46,13 @@ class WorstCase:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        best, logits = x, judged(model, x, y)
+        best, logits = x, clean_logits(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         lowest = logits.softmax(dim=1).amax(dim=1)
         generator = generator or torch.Generator().manual_seed(0)
         for attack in self.attacks:
             x_adv = attack(model, x, y, generator=generator)
-            kept, top = standing(model, x_adv, y, self.margin)
+            kept, top = label_and_top(model, x_adv, y, self.margin)
             better = kept & (top < lowest)
             best, lowest = torch.where(per_image(better), x_adv, best), top.where(better, lowest)
         return best
@@ -121,14 +121,14 @@ class Restarts:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        best, logits = x, judged(model, x, y)
+        best, logits = x, clean_logits(model, x, y)
         y = logits.argmax(dim=1) if y is None else y
         goal = self.attack.goal or self.attack.objective
         lowest = goal(logits, y)
         generator = generator or torch.Generator().manual_seed(0)
         for _ in range(self.restarts):
             x_adv = self.attack(model, x, y, generator=generator)
-            reached = goal(rejudged(model, x_adv), y)
+            reached = goal(attacked_logits(model, x_adv), y)
             better = reached < lowest
             best, lowest = torch.where(per_image(better), x_adv, best), reached.where(better, lowest)
         return best

@@ -32,7 +32,7 @@ from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
 from poise.report import read
-from poise.resources import fitting, suited, using
+from poise.resources import fitting, suit_threads, using
 from poise.training.outcome import read_finished, read_marks
 
 PROBE = 16  # images on which every attack is run once more, watched
@@ -226,7 +226,7 @@ def threads_for(net: nn.Module, data: ImageSet) -> int:
     """Threads that suit a batch of the data."""
     x, _ = next(data.batches(torch.arange(min(2, len(data)))))
     weight = next(net.parameters(), torch.empty(0))
-    return suited(net, x.to(weight.device, weight.dtype), images=min(data.batch_size, len(data)))
+    return suit_threads(net, x.to(weight.device, weight.dtype), images=min(data.batch_size, len(data)))
 
 
 def set_aside(data: ImageSet, images: int | None = None, *, seed: int = 0) -> tuple[ImageSet, ImageSet]:

@@ -13,8 +13,8 @@ from poise import labels, models
 from poise.checks import InputError, name_some
 from poise.data import ImageSet
 from poise.diagnostics import Finding
-from poise.diagnostics.finding import LEAST, of_images, reported
-from poise.modes import called, evaluating, logits_in
+from poise.diagnostics.finding import LEAST, above_least, of_images
+from poise.modes import call_model, evaluating, logits_in
 from poise.preparation import Preparation
 from poise.training.outcome import preparation_in, read_finished
 
@@ -111,10 +111,10 @@ def fit_findings(
                 "Look whether they mean the same, or give --class-map DATA=MODEL.",
             )
         )
-    return reported(found + _prepared_otherwise(net, data), least)
+    return above_least(found + _check_preparation(net, data), least)
 
 
-def _prepared_otherwise(net: nn.Module, data: ImageSet) -> list[Finding]:
+def _check_preparation(net: nn.Module, data: ImageSet) -> list[Finding]:
     """How the images differ in size, crop or resizing from those that the model's weights are for."""
     own, size = getattr(net, "preparation", None), getattr(net, "size", None)
     got = data.preparation
@@ -137,4 +137,4 @@ def _outputs(net: nn.Module, data: ImageSet) -> int:
     x, _ = next(data.batched(1).batches(torch.zeros(1, dtype=torch.int64)))
     weight = next(net.parameters(), torch.empty(0))
     with evaluating(net), torch.no_grad():
-        return int(logits_in(called(net, x.to(weight.device, weight.dtype))).shape[1])
+        return int(logits_in(call_model(net, x.to(weight.device, weight.dtype))).shape[1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poise import store
 from poise.checks import InputError
-from poise.job_file import damaged
+from poise.job_file import refuse_damaged
 from poise.records import Records
 
 EVERY = 30.0  # seconds
@@ -126,7 +126,7 @@ def _part(file: Path) -> Part:
     """
     tensors, facts = store.read_tensors(file)
     if facts.get("digest") != store.digest(store.tensor_bytes(tensors)):
-        damaged(file, "it does not hold what the run wrote")
+        refuse_damaged(file, "it does not hold what the run wrote")
     try:
         return Part(Records(**tensors), float(facts["seconds"]), tuple(json.loads(facts["notes"])))
     except (TypeError, KeyError, ValueError) as error:

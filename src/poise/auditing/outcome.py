@@ -18,8 +18,8 @@ from poise.auditing.answers import Answer, Evidence
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.checks import InputError
 from poise.job_file import COUNT, FINDINGS, NUMBER, TEXT, TEXTS, Kind, check_fields, or_none, read_json
-from poise.metrics.intervals import UNKNOWN, Number, counted, shown
-from poise.naming import spelled
+from poise.metrics.intervals import UNKNOWN, Number, tell_count, tell_share
+from poise.naming import spell
 
 MANY = 2  # models up to which the verdict says everything of each
 SCHEMA = 1  # of `Audit.content`; docs/audit.md says what the fields are
@@ -177,7 +177,7 @@ class Audit:
             ],
             "pairs": pairs.pairs_frame(self.pairs).to_dicts() if self.pairs else [],
         }
-        known: dict[str, Any] = _known(plain)
+        known: dict[str, Any] = _null_unknown(plain)
         return known
 
     def to_json(self) -> str:
@@ -223,8 +223,8 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
     lost = trusted.n and kept.n - (kept.count or 0)
     text = (
         f"{model.name}: of {kept.n} right answers with a confidence of {audit.threshold:g} or more, "
-        f"{kept.count} keep it when every pixel may change by {spelled(eps)} of its range, {shown(kept)}; "
-        f"{lost} can be pushed below it while the answer stays right"
+        f"{kept.count} keep it when every pixel may change by {spell(eps)} of its range, "
+        f"{tell_share(kept)}; {lost} can be pushed below it while the answer stays right"
     )
     proved = model.number("trusted_certified", eps)
     text += f" (of {proved.count} it is proved that no change can)" if proved.n else ""
@@ -236,7 +236,7 @@ def _of_model(audit: Audit, model: Model, eps: float) -> str:
             kept.high - kept.estimate, again.high - again.estimate
         )
         changes = "changes nothing that can be told from chance" if same else "changes that"
-        text += f" Recalibration {changes}: {counted(again)}."
+        text += f" Recalibration {changes}: {tell_count(again)}."
     return text
 
 
@@ -301,10 +301,10 @@ def _flat(answer: Answer) -> dict[str, Any]:
     return {**{name: plain[name] for name in ("question", "eps", "of")}, **plain["number"]}
 
 
-def _known(value: Any) -> Any:
+def _null_unknown(value: Any) -> Any:
     """The value with None for every number that is none."""
     if isinstance(value, dict):
-        return {name: _known(part) for name, part in value.items()}
+        return {name: _null_unknown(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_known(part) for part in value]
+        return [_null_unknown(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

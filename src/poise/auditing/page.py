@@ -11,8 +11,8 @@ from poise.auditing.answers import LOST
 from poise.auditing.outcome import Audit, Model
 from poise.auditing.pairs import RAW, TELLS_NOT, Pair
 from poise.checks import InputError
-from poise.metrics.intervals import UNKNOWN, Number, counted, percent, shown
-from poise.naming import spelled
+from poise.metrics.intervals import UNKNOWN, Number, percent, tell_count, tell_share
+from poise.naming import spell
 from poise.report import escaping
 from poise.report.drawings import Drawing, Line, draw_curves, draw_distributions
 from poise.report.page import ROOM, level, render, show_change, write_texts
@@ -101,14 +101,15 @@ def opening(audit: Audit) -> tuple[str, str]:
     few, half = (1 - share for share in LOST.values())
     word = "holds" if kept.low >= few else "does not hold" if kept.high <= half else "holds only in part"
     noise = first.number("trusted_kept_in_noise", eps)
-    beside = f" Random noise of that size does it to {_lost(noise)}." if noise.n else ""
+    beside = f" Random noise of that size does it to {_count_lost(noise)}." if noise.n else ""
     return f"This model’s confidence {word}.", (
-        f"{_lost(kept).capitalize()} of the {kept.n} right answers that it was trusted with can be made to "
-        f"look doubtful by small changes of the image, though the answer itself stays the same.{beside}"
+        f"{_count_lost(kept).capitalize()} of the {kept.n} right answers that it was trusted with can be "
+        "made to look doubtful by small changes of the image, though the answer itself stays the same."
+        f"{beside}"
     )
 
 
-def _lost(kept: Number) -> str:
+def _count_lost(kept: Number) -> str:
     return str(kept.n - (kept.count or 0)) if kept.count != kept.n else "none"
 
 
@@ -140,7 +141,7 @@ def facts(audit: Audit) -> list[tuple[str, str]]:
     n, eps = len(audit.models[0].evidence.y), audit.epsilons[-1]
     return [
         (f"{n} images of {escaping.plain(str(audit.asked['data']))}", f"n = {n}"),
-        (f"each pixel changed by at most {level(eps)} of 255 grey levels", f"ε = {spelled(eps)}"),
+        (f"each pixel changed by at most {level(eps)} of 255 grey levels", f"ε = {spell(eps)}"),
         (
             f"an answer is trusted from a confidence of {100 * audit.threshold:.4g} % on",
             f"threshold {audit.threshold:.4g}",
@@ -222,7 +223,7 @@ def classes(audit: Audit, model: Model) -> list[tuple[str, Number, Number]]:
     return sorted(rows, key=lambda row: -max(of.estimate if of.n else 0.0 for of in row[1:]))
 
 
-def lost(model: Model) -> list[str]:
+def tell_loss(model: Model) -> list[str]:
     """At which budgets 5 % and half of the trusted answers are lost, in words."""
     said, known = [], model.evidence.epsilons
 
@@ -245,19 +246,19 @@ def numbers(model: Model) -> Table:
     asked = dict.fromkeys(a.question for a in model.found if not a.of and a.question not in LOST)
     order = [q for q in QUESTIONS if q in asked] + [q for q in asked if q not in QUESTIONS]
     budgets = sorted({a.eps for a in model.found})
-    rows = [[QUESTIONS.get(q, q), *(_written(q, model.number(q, eps)) for eps in budgets)] for q in order]
+    rows = [[QUESTIONS.get(q, q), *(_write(q, model.number(q, eps)) for eps in budgets)] for q in order]
     if model.recalibrated:
         kept = [model.number("trusted_kept", eps, recalibrated=True) for eps in budgets]
         rows.append(
-            [f"{QUESTIONS['trusted_kept']} once recalibrated (k = {model.k:.3g})", *map(counted, kept)]
+            [f"{QUESTIONS['trusted_kept']} once recalibrated (k = {model.k:.3g})", *map(tell_count, kept)]
         )
-    return Table(["", *("unchanged" if not eps else spelled(eps) for eps in budgets)], rows)
+    return Table(["", *("unchanged" if not eps else spell(eps) for eps in budgets)], rows)
 
 
 def overview(audit: Audit) -> Table:
     """The three numbers of every model."""
     lines = [
-        [short(model.name), *(counted(of.number) for of in headline_numbers(audit, model))]
+        [short(model.name), *(tell_count(of.number) for of in headline_numbers(audit, model))]
         for model in audit.models
     ]
     return Table(["model", *(of.name.lower() for of in headline_numbers(audit, audit.models[0]))], lines)
@@ -269,7 +270,7 @@ def comparison(audit: Audit) -> Table:
     for pair in _at_last(audit):
         off, names = pair.difference, (pair.first, pair.second)
         apart = f"{100 * off.estimate:+.0f} ({100 * off.low:+.0f} to {100 * off.high:+.0f})"
-        kept = [f"{short(name)}: {shown(of)}" for name, of in zip(names, pair.kept, strict=True)]
+        kept = [f"{short(name)}: {tell_share(of)}" for name, of in zip(names, pair.kept, strict=True)]
         lines.append([pair.grounds, short(pair.holds), apart if math.isfinite(off.low) else "-", *kept])
     return Table(["compared", "holds more", "points apart", "first", "second"], lines, words=2)
 
@@ -347,7 +348,18 @@ def _render(template: str, audit: Audit) -> str:
         distributions,
         classes,
     )
-    told = (lost, numbers, doubts, provenance, show_affected, level, short, spelled, shown, counted)
+    told = (
+        tell_loss,
+        numbers,
+        doubts,
+        provenance,
+        show_affected,
+        level,
+        short,
+        spell,
+        tell_share,
+        tell_count,
+    )
     return render(
         template,
         (*found, *told),
@@ -369,7 +381,7 @@ def show_affected(audit: Audit, model: Model) -> list[dict[str, object]]:
 def provenance(audit: Audit) -> dict[str, object]:
     """How the audit was made, the command first; what its models were stands with them."""
     asked = {k: v for k, v in audit.asked.items() if k not in ("kind", "models", "classes", "size_of")}
-    asked["eps"] = [spelled(eps) for eps in audit.epsilons]
+    asked["eps"] = [spell(eps) for eps in audit.epsilons]
     whole = {"command": None, **audit.made, **asked}
     return {name: value for name, value in whole.items() if value is not None}
 
@@ -379,11 +391,11 @@ def short(name: str) -> str:
     return escaping.plain(name, width=48)
 
 
-def _written(question: str, number: Number) -> str:
+def _write(question: str, number: Number) -> str:
     """A number of the table, a dash where there is none."""
     if not number.n or math.isnan(number.estimate):
         return "-"
     if question not in DECIMAL:
-        return counted(number)
+        return tell_count(number)
     known = math.isfinite(number.low)
     return f"{number.estimate:.3f}" + (f" ({number.low:.3f}–{number.high:.3f})" if known else "")

@@ -114,7 +114,7 @@ def _of_two(first: Candidate, second: Candidate, *, threshold: float) -> Iterato
                 grounds,
                 eps,
                 _two(intervals.share(s[t]) for s, t in zip(stays, trusted, strict=True)),
-                _paired(stays, trusted),
+                _pair_shares(stays, trusted),
                 slack,
             )
 
@@ -152,7 +152,7 @@ def pairs_frame(found: Sequence[Pair]) -> pl.DataFrame:
     )
 
 
-def _paired(stays: Sequence[NDArray[np.bool_]], trusted: Sequence[NDArray[np.bool_]]) -> Number:
+def _pair_shares(stays: Sequence[NDArray[np.bool_]], trusted: Sequence[NDArray[np.bool_]]) -> Number:
     """The difference of the two shares, drawn with the same images."""
     if not all(mask.any() for mask in trusted):
         return Number(math.nan, math.nan, math.nan, len(trusted[0]))

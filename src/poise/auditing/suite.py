@@ -16,8 +16,8 @@ from poise.attacks.common import check_differentiable, gradient_of
 from poise.auditing.timing import passes
 from poise.checks import InputError, check_number
 from poise.data import ImageSet
-from poise.modes import called, differentiable, logits_in
-from poise.naming import lookup, spelled
+from poise.modes import call_model, differentiable, logits_in
+from poise.naming import lookup, spell
 
 EPS = tuple(n / 255 for n in (1, 2, 4, 8))
 UNDER = ("auto", "adaptive", "confsmooth")  # white box, the label kept
@@ -69,7 +69,7 @@ class Part:
         >>> Part(name="noise", what="noise", eps=4 / 255, attack=attacks.noise()).key
         'noise@4-255'
         """
-        return f"{self.name}@{spelled(self.eps).replace('/', '-')}"
+        return f"{self.name}@{spell(self.eps).replace('/', '-')}"
 
 
 def suite(epsilons: Sequence[float], size: Size, *, gradients: bool = True) -> tuple[Part, ...]:
@@ -133,7 +133,7 @@ def gives_gradients(net: nn.Module, data: ImageSet) -> bool:
     try:
         with differentiable(net):
             at = x.to(weight.device, weight.dtype).requires_grad_()
-            logits = logits_in(called(net, at))
+            logits = logits_in(call_model(net, at))
             check_differentiable(logits)
             gradient_of(logits.sum(), at)
     except InputError:

@@ -21,7 +21,7 @@ from poise.certify.bounds import ENTRIES, L2, Bounds, Linf, Region
 from poise.certify.layers import Box
 from poise.certify.network import READERS, Network, read
 from poise.checks import InputError, check_images, check_logits, check_number, settle
-from poise.modes import called, logits_in
+from poise.modes import call_model, logits_in
 from poise.naming import lookup
 from poise.shapes import Images, Labels, Mask, Model, PerSample
 
@@ -82,8 +82,8 @@ class Ibp:
         check_number("eps", self.eps, 0, 1 if self.norm == "linf" else torch.inf)
 
     def __call__(self, model: Model, x: Images) -> Interval:
-        with _opened(model, x) as (network, x):
-            return _joined(self._bounded(network, part, y) for part, y in _parts(network, x))
+        with _open(model, x) as (network, x):
+            return _join(self._bounded(network, part, y) for part, y in _parts(network, x))
 
     def _bounded(self, network: Network, x: Images, y: Labels) -> Interval:
         bounds = self._intervals(network, x)
@@ -110,7 +110,7 @@ class Crown(Ibp):
         check_number("limit", self.limit, 0)
 
     def __call__(self, model: Model, x: Images) -> Interval:
-        with _opened(model, x) as (network, x):
+        with _open(model, x) as (network, x):
             need = float(self._cost(network, x).mean()) if len(x) else 0.0
             if need > self.limit:
                 raise InputError(
@@ -118,11 +118,11 @@ class Crown(Ibp):
                     f"{need / SPEED:.0f} s, and limit is {self.limit:.2g}: take ibp, a smaller "
                     "eps, or raise limit"
                 )
-            return _joined(self._bounded(network, part, y) for part, y in _parts(network, x))
+            return _join(self._bounded(network, part, y) for part, y in _parts(network, x))
 
     def cost(self, model: Model, x: Images) -> PerSample:
         """Multiply-adds for each image, at most: neurons that intervals leave unsure × a row's work."""
-        with _opened(model, x) as (network, x):
+        with _open(model, x) as (network, x):
             return self._cost(network, x)
 
     def _cost(self, network: Network, x: Images) -> PerSample:
@@ -214,7 +214,7 @@ def _confidence(least: Functions, y: Labels, bounds: Bounds) -> Interval:
 
 
 @contextmanager
-def _opened(model: Model, x: Images) -> Iterator[tuple[Network, Images]]:
+def _open(model: Model, x: Images) -> Iterator[tuple[Network, Images]]:
     """The layers of the model in float64 and evaluation mode, and the images, checked; no graph."""
     check_images(x)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(x.device.type, enabled=False):
@@ -230,7 +230,7 @@ def _opened(model: Model, x: Images) -> Iterator[tuple[Network, Images]]:
 
 def _check_alike(network: Network, model: Model, x: Images) -> None:
     """Refuse layers that do not give the model's logits."""
-    theirs, ours = logits_in(called(model, x)), network.boxes(Box(x, x))[-1].lower
+    theirs, ours = logits_in(call_model(model, x)), network.boxes(Box(x, x))[-1].lower
     check_logits(theirs, len(x))
     off = float((theirs - ours).abs().max() / (1 + theirs.abs().max()))
     if off > ALIKE:
@@ -251,7 +251,7 @@ def _parts(network: Network, x: Images) -> Iterator[tuple[Images, Labels]]:
         yield part, network.boxes(Box(part, part))[-1].lower.argmax(dim=1)
 
 
-def _joined(parts: Iterator[Interval]) -> Interval:
+def _join(parts: Iterator[Interval]) -> Interval:
     empty = torch.zeros(0, dtype=torch.float64)
     columns = list(zip(*parts, strict=True)) or [(empty,), (empty,), (empty.bool(),)]
     return Interval(*(torch.cat(column) for column in columns))

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from poise.certify.layers import Add, Affine, Box, Conv, Layer, MaxPool, Pair, Relu, Shape
 from poise.checks import InputError
-from poise.modes import called, logits_in
+from poise.modes import call_model, logits_in
 from poise.shapes import Images, Logits, Model
 
 KNOWN = (
@@ -67,7 +67,7 @@ def read(model: Model, x: Images, readers: Mapping[str, Reader]) -> tuple[Networ
         InputError: a function that `readers` does not know, or logits that do not come from x.
     """
     with Watching(model, x, readers) as watching:
-        output = called(model, x)
+        output = call_model(model, x)
     logits = logits_in(output)
     last = watching.seen.get(id(logits), (0,))[0]
     if last == 0:
@@ -197,18 +197,18 @@ def _max_pool2d(
 
 
 def _avg_pool2d(input: Tensor, *options: Any, **more: Any) -> Layer:
-    return _fixed(lambda x: F.avg_pool2d(x, *options, **more))
+    return _fix(lambda x: F.avg_pool2d(x, *options, **more))
 
 
 def _adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Layer:
-    return _fixed(lambda x: F.adaptive_avg_pool2d(x, output_size))
+    return _fix(lambda x: F.adaptive_avg_pool2d(x, output_size))
 
 
 def _mean(input: Tensor, dim: Any = (), keepdim: bool = False) -> Layer:
     dims = [d % input.ndim for d in ([dim] if isinstance(dim, int) else dim)]
     if 0 in dims or not dims:
         raise InputError("it is a mean over several images")
-    return _fixed(lambda x: x.mean(dims, keepdim))
+    return _fix(lambda x: x.mean(dims, keepdim))
 
 
 def batch_norm(*, by_batch: bool = False) -> Reader:
@@ -252,29 +252,29 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Layer:
     if mode != "constant" or len(pad) > 2 * (input.ndim - 1):
         raise InputError(f"constant padding of images is read, got mode={mode!r} and pad={tuple(pad)}")
-    return _fixed(lambda x: F.pad(x, pad, value=value), free=True)
+    return _fix(lambda x: F.pad(x, pad, value=value), free=True)
 
 
 def _slice(input: Tensor, index: Any) -> Layer:
     parts = index if isinstance(index, tuple) else (index,)
     if parts[0] != slice(None) or not all(isinstance(part, slice | int | None) for part in parts):
         raise InputError(f"slices [:, ...] of every image are read, got {index!r}")
-    return _fixed(lambda x: x[index], free=True)
+    return _fix(lambda x: x[index], free=True)
 
 
 def _view(input: Tensor, *shape: Any, **named: Any) -> Layer:
-    return _reshaped(torch.empty(input.shape, device="meta").reshape(*shape, **named))
+    return _reshape(torch.empty(input.shape, device="meta").reshape(*shape, **named))
 
 
 def _flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Layer:
-    return _reshaped(torch.empty(input.shape, device="meta").flatten(start_dim, end_dim))
+    return _reshape(torch.empty(input.shape, device="meta").flatten(start_dim, end_dim))
 
 
-def _reshaped(like: Tensor) -> Layer:
-    return _fixed(lambda x: x.reshape(len(x), *like.shape[1:]), free=True)
+def _reshape(like: Tensor) -> Layer:
+    return _fix(lambda x: x.reshape(len(x), *like.shape[1:]), free=True)
 
 
-def _fixed(function: Callable[[Tensor], Tensor], *, free: bool = False) -> Layer:
+def _fix(function: Callable[[Tensor], Tensor], *, free: bool = False) -> Layer:
     """A linear layer without weights, none of its numbers negative."""
     return Affine(
         apply=function, widen=lambda r: function(r) - function(torch.zeros_like(r[:1])), free=free

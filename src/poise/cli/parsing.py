@@ -19,7 +19,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from poise.checks import InputError, check_count
-from poise.naming import number, spelled
+from poise.naming import number, spell
 
 Commands: TypeAlias = Mapping[str, Callable[..., None]]
 HOME = re.compile(r"^((?:-[^=]*=)?(?:[\w.-]+[=:]|onnx/|hf/)*)(~[^/]*)(?=/|$)")  # where a path may begin
@@ -140,7 +140,7 @@ def _read_values() -> ConstructorRegistry:
             metavar="NUMBER",
             instance_from_str=lambda words: number(words[0], whole=kinds == {int}),
             is_instance=lambda value: value is None or isinstance(value, int | float),
-            str_from_instance=lambda value: [spelled(value) if isinstance(value, float) else str(value)],
+            str_from_instance=lambda value: [spell(value) if isinstance(value, float) else str(value)],
         )
 
     @registry.primitive_rule

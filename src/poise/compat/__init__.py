@@ -20,10 +20,10 @@ from poise.checks import InputError, check_choice, check_labels
 from poise.shapes import Images, Labels, Model
 
 
-def made(name: str, options: Mapping[str, Any]) -> Attack:
+def make(name: str, options: Mapping[str, Any]) -> Attack:
     """The attack of that name with these options; one that it does not take is refused, not left out.
 
-    >>> made("fgsm", {"eps": 0.1}).step
+    >>> make("fgsm", {"eps": 0.1}).step
     0.1
 
     Raises:
@@ -48,7 +48,7 @@ def run(
     return attacks.run(attack, model, x, y, generator=generator)
 
 
-def missing(module: str, name: str, names: Mapping[str, str]) -> AttributeError:
+def no_such_attack(module: str, name: str, names: Mapping[str, str]) -> AttributeError:
     """The error of a module that has no attack of that name."""
     return AttributeError(f"module {module!r} has no attack {name!r} (known: {', '.join(names)})")
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from poise.attacks import ATTACKS
-from poise.compat import made, missing, refuse_targeted, run
+from poise.compat import make, no_such_attack, refuse_targeted, run
 from poise.shapes import Images, Labels, Model
 
 NAMES = {name: name for name in ATTACKS}
@@ -27,7 +27,7 @@ OURS = {"ε": "eps"}  # adv-lib's name for the budget
 def __getattr__(name: str) -> Callable[..., Images]:
     if name in NAMES:
         return _function(name)
-    raise missing(__name__, name, NAMES)
+    raise no_such_attack(__name__, name, NAMES)
 
 
 def __dir__() -> list[str]:
@@ -45,7 +45,7 @@ def _function(name: str) -> Callable[..., Images]:
         **options: Any,
     ) -> Images:
         refuse_targeted(targeted)
-        chosen = made(name, {OURS.get(option, option): value for option, value in options.items()})
+        chosen = make(name, {OURS.get(option, option): value for option, value in options.items()})
         return run(chosen, model, inputs, labels, generator=torch.Generator().manual_seed(seed))
 
     attack.__name__ = attack.__qualname__ = name

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from poise.attacks import ATTACKS, Aim, aim_of
 from poise.attacks.aim import DECLARE
-from poise.attacks.common import accepted, judged, rejudged
+from poise.attacks.common import attacked_logits, check_inputs, clean_logits
 from poise.checks import InputError, check_number, settle
-from poise.compat import made, missing, run
+from poise.compat import make, no_such_attack, run
 from poise.draws import Draw
 from poise.shapes import Images, Labels, Logits, Mask, Model
 from poise.threat import ball
@@ -65,7 +65,7 @@ class OverBudgets:
     @property
     def aim(self) -> Aim:
         """What the attack is for."""
-        return aim_of(made(self.name, self.options))
+        return aim_of(make(self.name, self.options))
 
     def __call__(
         self,
@@ -98,17 +98,17 @@ class OverBudgets:
             InputError: budgets, bounds, or what the attack refuses.
         """
         _check_bounds(model)
-        inputs, known = accepted(inputs, labels)
+        inputs, known = check_inputs(inputs, labels)
         assert known is not None
         listed: Any = getattr(epsilons, "tolist", lambda: epsilons)()  # of an array or a tensor
         several = isinstance(listed, Sequence)
         budgets: Sequence[float | None] = listed if several else [listed]
         if not budgets:
             raise InputError("epsilons must hold at least one budget, got none")
-        before = judged(model, inputs, known)
+        before = clean_logits(model, inputs, known)
         self._check_threshold(before.shape[1])
         raw, clipped = self._attacked(model, inputs, known, budgets)
-        success = torch.stack([self._success(before, rejudged(model, at), known) for at in clipped])
+        success = torch.stack([self._success(before, attacked_logits(model, at), known) for at in clipped])
         return (raw, clipped, success) if several else (raw[0], clipped[0], success[0])
 
     def _attacked(
@@ -116,7 +116,7 @@ class OverBudgets:
     ) -> tuple[list[Images], list[Images]]:
         def attack(options: Mapping[str, Any]) -> Images:
             generator = torch.Generator().manual_seed(self.seed)
-            return run(made(self.name, options), model, x, y, generator=generator)
+            return run(make(self.name, options), model, x, y, generator=generator)
 
         if not self.aim.nearest:
             if None in budgets:
@@ -125,7 +125,7 @@ class OverBudgets:
             return raw, list(raw)
         norm = self.options.get("norm", "l2")
         far = attack(self.options)
-        return [far] * len(budgets), [far if e is None else _clipped(far, x, norm, e) for e in budgets]
+        return [far] * len(budgets), [far if e is None else _clip(far, x, norm, e) for e in budgets]
 
     @property
     def misclassifies(self) -> bool:
@@ -153,7 +153,7 @@ class OverBudgets:
 
 def __getattr__(name: str) -> Callable[..., OverBudgets]:
     if name not in NAMES:
-        raise missing(__name__, name, NAMES)
+        raise no_such_attack(__name__, name, NAMES)
 
     def make(*, threshold: float = 0.5, seed: int = 0, **options: Any) -> OverBudgets:
         return OverBudgets(name=name, threshold=threshold, seed=seed, options=options)
@@ -167,7 +167,7 @@ def __dir__() -> list[str]:
     return sorted(NAMES)
 
 
-def _clipped(far: Images, x: Images, norm: str, eps: float) -> Images:
+def _clip(far: Images, x: Images, norm: str, eps: float) -> Images:
     return ball(norm, eps).project(far, x, Draw.of(x))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from poise.attacks import ATTACKS, Attack
 from poise.checks import InputError
-from poise.compat import made, missing, run
+from poise.compat import make, no_such_attack, run
 from poise.shapes import Images, Labels, Model
 
 SPELLED = {
@@ -108,14 +108,14 @@ class Maker:
                 raise InputError(
                     f"{self.__name__} knows {option}={ONLY[option]!r} only, got {options.get(option)!r}"
                 )
-        attack = made(self.ours, {OURS.get(option, option): value for option, value in values.items()})
+        attack = make(self.ours, {OURS.get(option, option): value for option, value in values.items()})
         return Bound(model, attack, torch.Generator().manual_seed(seed))
 
 
 def __getattr__(name: str) -> Maker:
     if name in NAMES:
         return Maker(name)
-    raise missing(__name__, name, NAMES)
+    raise no_such_attack(__name__, name, NAMES)
 
 
 def __dir__() -> list[str]:

@@ -229,7 +229,7 @@ class Walk:
             if not self._is_new(where, str(folder)):
                 continue
             with os.scandir(where) as found:
-                entries = sorted((e for e in found if not _hidden(e.name)), key=lambda entry: entry.name)
+                entries = sorted((e for e in found if not _is_hidden(e.name)), key=lambda entry: entry.name)
             names = {entry.name for entry in entries}
             inner = [entry.path for entry in entries if _is(entry.is_dir)]
             for entry in entries:
@@ -259,7 +259,7 @@ class Walk:
         real, info = Path(path).resolve(), Path(path).stat()
         before = self.met.setdefault((info.st_dev, info.st_ino), path)
         inside = real.is_file() and real.is_relative_to(self.top)
-        if inside and not any(map(_hidden, real.relative_to(self.top).parts)):
+        if inside and not any(map(_is_hidden, real.relative_to(self.top).parts)):
             before = str(real)  # which is met in its own place
         mine = (folder, str(Path(folder).resolve()))
         elsewhere = not before.startswith(tuple(place + os.sep for place in mine)) and before not in mine
@@ -279,10 +279,10 @@ def folders_in(folder: Path) -> list[str]:
 
 def _has_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(ENDINGS) and not _hidden(entry.name) for entry in entries)
+        return any(entry.name.lower().endswith(ENDINGS) and not _is_hidden(entry.name) for entry in entries)
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("Thumbs.db", "desktop.ini")
 
 

@@ -11,7 +11,7 @@ from poise.checks import InputError, check_images
 from poise.data.arrays import ImageSet, Split, prepare_images
 from poise.data.pictures import Pictures
 from poise.modes import pair
-from poise.naming import taken
+from poise.naming import take_known
 from poise.preparation import AS_IT_IS, Preparation
 from poise.shapes import Images, Labels
 from poise.user_code import bare_name, named_in
@@ -34,7 +34,7 @@ def own(
         InputError: no such function, or what it gives are no images.
     """
     with named_in(name, "function {name} (split=) -> batches (x, y) or an ImageSet", "data") as make:
-        options = taken(make, split=split, root=root, download=download, preparation=preparation)
+        options = take_known(make, split=split, root=root, download=download, preparation=preparation)
         if "split" not in options:
             raise InputError(f"{name} does not take split: write def {name.rpartition(':')[2]}(*, split)")
         found = make(**options)

@@ -70,7 +70,7 @@ class AugMix:
 
 def operation(image: Images, kind: Tensor, level: PerSample, signed: PerSample) -> Images:
     """Every image after the operation of its number `kind` (n,), in 0 ... 8, at its level in [0, 1]."""
-    outcome = warped(image, kind - POINTWISE, signed)
+    outcome = warp(image, kind - POINTWISE, signed)
     changes = (autocontrast(image), equalize(image), posterize(image, level), solarize(image, level))
     for number, changed in enumerate(changes):
         outcome = torch.where(per_image(kind == number), changed, outcome)
@@ -106,7 +106,7 @@ def solarize(image: Images, level: PerSample) -> Images:
     return torch.where(image >= per_image(1 - level), 1 - image, image)
 
 
-def warped(image: Images, kind: Tensor, level: PerSample) -> Images:
+def warp(image: Images, kind: Tensor, level: PerSample) -> Images:
     """Each image turned, sheared or moved about its centre, black coming in.
 
     Kind 0 turns by 30°·level; 1 and 2 shear by 0.3·level along x and y; 3 and 4 move by a third of

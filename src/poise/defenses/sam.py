@@ -39,7 +39,7 @@ class SharpnessAware:
             raise InputError("model must be a torch.nn.Module for sam: a function has no weights to shift")
         shifted = self.shifted(model, x, y)
         copies = {buffer: buffer.clone() for buffer in model.buffers()}
-        state = named({**shifted, **copies}, model)
+        state = by_name({**shifted, **copies}, model)
         logits = forward(lambda x: functional_call(model, state, (x,), tie_weights=False), x)
         return F.cross_entropy(logits, y)
 
@@ -55,7 +55,7 @@ class SharpnessAware:
         return {w: w + scale * g for w, g in zip(weights, grads, strict=True)}
 
 
-def named(tensors: dict[Tensor, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def by_name(tensors: dict[Tensor, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """What is to stand for the model's tensors, under one name for each place that holds one.
 
     `functional_call` ties by name: where a wrapper holds one module twice, as Fabric's does, it would

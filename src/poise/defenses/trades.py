@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from poise.attacks.common import judged
+from poise.attacks.common import clean_logits
 from poise.attacks.descent import Descent
 from poise.checks import check_count, check_number, settle
 from poise.defenses.common import kl, together
 from poise.draws import Draw
 from poise.rules import Always
 from poise.shapes import Images, Labels, Logits, Model, PerSample, Scalar
-from poise.threat import Ball, Linf, check_step, held
+from poise.threat import Ball, Linf, ball_round, check_step
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Near:
         return self.ball.steepest(grad, draw)
 
     def held(self, center: Images) -> Near:
-        return Near(held(self.ball, center), self.noise)
+        return Near(ball_round(self.ball, center), self.noise)
 
     def sample(self, center: Images, draw: Draw) -> Images:
         return self.ball.project(center + self.noise * draw.normal(center), center, draw)
@@ -82,7 +82,7 @@ class Trades:
         self, model: Model, x: Images, y: Labels, generator: torch.Generator | None = None
     ) -> Images:
         """The images x′."""
-        log_p = judged(model, x).log_softmax(dim=1)
+        log_p = clean_logits(model, x).log_softmax(dim=1)
 
         def nearness(logits: Logits, y: Labels) -> PerSample:
             return -kl(log_p, logits.log_softmax(dim=1))

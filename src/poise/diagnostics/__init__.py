@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from poise.attacks import Attack
 from poise.diagnostics.answers import answer_findings, scale_findings
-from poise.diagnostics.finding import LEAST, Finding, reported
+from poise.diagnostics.finding import LEAST, Finding, above_least
 from poise.diagnostics.heading import gradient_free, heading
 from poise.diagnostics.judged import record_findings
 from poise.diagnostics.model import model_findings
@@ -52,7 +52,7 @@ def diagnose(
     first = next(iter((records or {}).values()), None)
     answers = [] if y is None else scale_findings(model, x, y)
     answers += [] if first is None else answer_findings(first)
-    found += reported(answers, least)
+    found += above_least(answers, least)
     if any(finding.kind == "probabilities" for finding in found):
         # Attacks on logits refuse such a model; those made for probabilities are right to use it.
         meant = bool(attacks) and all(

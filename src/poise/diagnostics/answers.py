@@ -11,7 +11,7 @@ from torch import Tensor
 
 from poise.checks import InputError
 from poise.diagnostics.finding import Finding
-from poise.modes import called, evaluating, logits_in
+from poise.modes import call_model, evaluating, logits_in
 from poise.records import Records
 from poise.shapes import Images, Labels, Mask, Model
 
@@ -110,7 +110,7 @@ def _other_order(records: Records) -> str:
 
 def _right(model: Model, x: Images, y: Labels) -> Mask:
     with evaluating(model), torch.no_grad():
-        return logits_in(called(model, x)).argmax(dim=1) == y.to(x.device)
+        return logits_in(call_model(model, x)).argmax(dim=1) == y.to(x.device)
 
 
 def _rgb(x: Tensor, *values: float) -> Tensor:

@@ -43,6 +43,6 @@ def of_images(kind: str, attack: str, mask: Mask, seen: str, advice: str) -> Fin
     return Finding(kind, attack, share, f"{share:.1%} {seen}.", advice)
 
 
-def reported(found: list[Finding], least: float) -> tuple[Finding, ...]:
+def above_least(found: list[Finding], least: float) -> tuple[Finding, ...]:
     """Those whose share is not 0 and at least the least."""
     return tuple(finding for finding in found if finding.share > 0 and finding.share >= least)

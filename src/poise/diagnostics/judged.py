@@ -8,7 +8,7 @@ import torch
 
 from poise.attacks import Attack, aim_of
 from poise.checks import InputError, check_number
-from poise.diagnostics.finding import LEAST, Finding, of_images, reported
+from poise.diagnostics.finding import LEAST, Finding, above_least, of_images
 from poise.diagnostics.heading import ball, gradient_free, heading, room
 from poise.records import Records
 from poise.shapes import Mask, PerSample
@@ -54,7 +54,7 @@ def record_findings(
         if peers:
             found.append(_ahead(name, _gain(records[name], wanted), torch.stack(peers).amax(dim=0)))
     found += [_vacuous(seen) for seen in [*records.values()][:1] if seen.certified]
-    return reported(found, least)
+    return above_least(found, least)
 
 
 def _vacuous(seen: Records) -> Finding:
@@ -82,7 +82,7 @@ def _progress(name: str, seen: Records, wanted: PerSample) -> list[Finding]:
         of_images(
             "never-improved",
             name,
-            able & ~_stirred(seen, wanted),
+            able & ~_stir(seen, wanted),
             "of the images keep their label and are no nearer to what the attack wants than before",
             "Run auto and a black-box attack, or shorten the first step: where one of them gets further, "
             "this attack has failed, and the confidence is not robust.",
@@ -110,7 +110,7 @@ def _comparable(attack: Attack, other: Attack) -> bool:
     return gradient_free(attack) and not gradient_free(other) and not aimed and ball(attack) == ball(other)
 
 
-def _stirred(records: Records, wanted: PerSample) -> Mask:
+def _stir(records: Records, wanted: PerSample) -> Mask:
     """Whether p_y moved as wanted, seen in 1 − p_y, which does not round to 0."""
     prediction = records.clean.argmax(dim=1)[:, None]
     before, after = (p.scatter(1, prediction, 0).sum(dim=1) for p in (records.clean, records.attacked))

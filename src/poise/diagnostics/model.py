@@ -11,7 +11,7 @@ from torch import nn
 
 from poise.attacks.common import wide
 from poise.checks import check_images, check_logits, check_number, looks_like_probabilities
-from poise.diagnostics.finding import LEAST, Finding, of_images, reported
+from poise.diagnostics.finding import LEAST, Finding, above_least, of_images
 from poise.modes import ask, evaluating
 from poise.shapes import Images, Logits, Mask, Model
 
@@ -32,7 +32,7 @@ def model_findings(model: Model, x: Images, *, least: float = LEAST) -> tuple[Fi
     check_number("least", least, 0, 1, hint="it is a share of images")
     if len(x) == 0:
         return ()
-    with _undisturbed(model, x):
+    with _undoing(model, x):
         with evaluating(model):
             logits = _logits(model, x)
             likely = logits.ndim == 2 and looks_like_probabilities(logits, tolerance=1e-3)
@@ -78,11 +78,11 @@ def model_findings(model: Model, x: Images, *, least: float = LEAST) -> tuple[Fi
                 "through two softmaxes are weak.",
             )
         )
-    return reported(found, least)
+    return above_least(found, least)
 
 
 @contextmanager
-def _undisturbed(model: Model, x: Images) -> Iterator[None]:
+def _undoing(model: Model, x: Images) -> Iterator[None]:
     """No gradients; buffers and the global random state are given back."""
     buffers = list(model.buffers()) if isinstance(model, nn.Module) else []
     values = [buffer.clone() for buffer in buffers]

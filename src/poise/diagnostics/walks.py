@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from poise.attacks import Attack, aim_of, run
 from poise.attacks.aim import DECLARE
-from poise.attacks.common import judged
+from poise.attacks.common import clean_logits
 from poise.checks import check_images, check_number
-from poise.diagnostics.finding import LEAST, Finding, of_images, reported
+from poise.diagnostics.finding import LEAST, Finding, above_least, of_images
 from poise.diagnostics.heading import SURE, gradient_free, heading
 from poise.objectives import lead
 from poise.rules import Backtrack, StepBack, StepRule
@@ -70,12 +70,12 @@ def attack_findings(
         f"Declare it: {DECLARE}; an objective of your own in a Descent says it by `wants`.",
     )
     if gradient_free(attack):
-        return reported([told], least)
-    clean = judged(model, x, y).softmax(dim=1)
+        return above_least([told], least)
+    clean = clean_logits(model, x, y).softmax(dim=1)
     prediction = clean.argmax(dim=1)
     right = torch.ones_like(prediction, dtype=torch.bool) if y is None else prediction == y.to(x.device)
     watched, paces = Watched(model, len(x)), list[Pace]()
-    run(_paced(attack, paces), watched, x, y)
+    run(_pace(attack, paces), watched, x, y)
     wanted = heading(attack, clean, right)
     # Where nothing is left to do, a gradient may be 0: answers wrong already, confidence at its top.
     sated = ~right if wanted is None else (wanted > 0) & (clean.amax(dim=1) >= SURE)
@@ -83,7 +83,7 @@ def attack_findings(
     dead = torch.zeros_like(right)
     for pace in (pace for pace in paces if pace.first is not None):
         dead |= pace.dead() & ~vanished
-    return reported(
+    return above_least(
         [
             told,
             of_images(
@@ -154,7 +154,7 @@ class Pace:
         return (self.size < DEAD * self.begin) & short
 
 
-def _paced(attack: Any, paces: list[Pace]) -> Any:
+def _pace(attack: Any, paces: list[Pace]) -> Any:
     """The attack with a Pace for every rule in it that can shrink its steps; `paces` gets them."""
     if isinstance(attack, StepBack | Backtrack):
         paces.append(Pace(attack))
@@ -162,6 +162,6 @@ def _paced(attack: Any, paces: list[Pace]) -> Any:
     if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
         return attack
     parts = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack) if f.init}
-    paced = {name: _paced(part, paces) for name, part in parts.items()}
+    paced = {name: _pace(part, paces) for name, part in parts.items()}
     changed = {name: part for name, part in paced.items() if part is not parts[name]}
     return dataclasses.replace(attack, **changed) if changed else attack

@@ -11,15 +11,15 @@ import torch
 
 from poise.attacks import Attack
 from poise.attacks.aim import Aim, check_declared, takes_true_labels
-from poise.attacks.common import attack_call, judged, rejudged
+from poise.attacks.common import attack_call, attacked_logits, clean_logits
 from poise.checks import InputError, check_choice, check_number, settle
 from poise.draws import Draw
-from poise.fast.prepare import LAYOUTS, Layout, notes_on, prepared
+from poise.fast.prepare import LAYOUTS, Layout, copy_for, notes_on
 from poise.objectives import UNITS, Confidence
 from poise.objectives import holds as holds_label
 from poise.rules import StepRule
 from poise.shapes import Images, Labels, Logits, Mask, Model, PerSample, Point, per_image
-from poise.threat import Ball, between, held
+from poise.threat import Ball, ball_round, between
 
 Precision: TypeAlias = Literal["float32", "bf16"]
 MARGIN = 5e-5  # the least lead of p_y at the end; the attacks themselves leave 1e-4
@@ -85,13 +85,13 @@ class Fast:
     def __call__(
         self, model: Model, x: Images, y: Labels | None, generator: torch.Generator | None
     ) -> Images:
-        logits = judged(model, x, y)
+        logits = clean_logits(model, x, y)
         top = logits.argmax(dim=1)
-        nets = prepared(model, x, logits, low=self.precision == "bf16", layout=self.layout)
+        nets = copy_for(model, x, logits, low=self.precision == "bf16", layout=self.layout)
         full = nets.full or model
         label = top if y is None or self.aim.labels == "true" else y
         x_adv = _walk(self, full, nets.low, x, top if y is None else y, label, generator)
-        return _checked(model, self.aim, x, x_adv, label, logits, right=y is None or label == y)
+        return _check_labels_kept(model, self.aim, x, x_adv, label, logits, right=y is None or label == y)
 
 
 Ready = Fast  # its name where what was prepared had to be kept by hand
@@ -115,7 +115,7 @@ class Around:
 
     def held(self, center: Images) -> Around:
         """The same, what depends on `origin` worked out once."""
-        return replace(self, ball=held(self.ball, self.origin))
+        return replace(self, ball=ball_round(self.ball, self.origin))
 
     def sample(self, center: Images, draw: Draw) -> Images:
         """A random point of the ball round `origin`."""
@@ -179,14 +179,14 @@ def _walk(
     rule = Watched(attack.rule, torch.full_like(center.flatten(1)[:, 0], attack.step))
     x_adv = replace(attack, steps=early, rule=rule)(low, center, y, generator=generator)
     if fast.aim.keeps_label:
-        x_adv = _checked(full, fast.aim, center, x_adv, label)
+        x_adv = _check_labels_kept(full, fast.aim, center, x_adv, label)
     ball = Around(attack.ball, center, rule.size / (attack.step or 1))
     onward = replace(attack, steps=attack.steps - early, ball=ball, random_start=False)
     led: Images = onward(full, x_adv, y, generator=generator)
     return led
 
 
-def _checked(
+def _check_labels_kept(
     model: Model,
     aim: Aim,
     center: Images,
@@ -201,14 +201,14 @@ def _checked(
     An attack that keeps no label has nothing to hold: only finite logits are asked of it.
     """
     if not aim.keeps_label:
-        rejudged(model, x_adv)
+        attacked_logits(model, x_adv)
         return x_adv
     up = torch.ones_like(y)  # 1 where the confidence may not rise, −1 where it may not fall
     ways = {"lower": up, "higher": -up, "apart": torch.where(torch.as_tensor(right).to(y.device), up, -up)}
     way = ways.get(aim.wants, 0 * up)
 
     def holds(at: Images, chosen: Mask | slice) -> Mask:
-        logits = rejudged(model, at)
+        logits = attacked_logits(model, at)
         kept = holds_label(logits, y[chosen], MARGIN, units=UNITS // 2)
         if clean is not None:
             risen = Confidence()(logits, y[chosen]) - Confidence()(clean[chosen], y[chosen])

@@ -87,7 +87,7 @@ class Prepared:
 _kept: WeakKeyDictionary[nn.Module, dict[Any, Prepared]] = WeakKeyDictionary()
 
 
-def prepared(model: Model, x: Images, logits: Logits, *, low: bool, layout: Layout) -> Prepared:
+def copy_for(model: Model, x: Images, logits: Logits, *, low: bool, layout: Layout) -> Prepared:
     """The model made ready for batches like x: as it was before, if it has not changed since."""
     if not isinstance(model, nn.Module):
         return prepare(model, x, logits, low=low, layout=layout)

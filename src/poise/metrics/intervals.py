@@ -61,10 +61,10 @@ def percent(value: float, *, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %" if math.isfinite(value) else "not known"
 
 
-def shown(number: Number) -> str:
+def tell_share(number: Number) -> str:
     """A share with its interval.
 
-    >>> shown(Number(0.82, 0.75, 0.87, 155, 127)), shown(Number(0.004, 0.001, 0.008, 2000, 8))
+    >>> tell_share(Number(0.82, 0.75, 0.87, 155, 127)), tell_share(Number(0.004, 0.001, 0.008, 2000, 8))
     ('82 % (75–87 %)', '0.4 % (0.1–0.8 %)')
     """
     digits = int(number.n >= 1000)
@@ -75,13 +75,14 @@ def shown(number: Number) -> str:
     return f"{middle} ({low.removesuffix(' %')}–{high})"
 
 
-def counted(number: Number) -> str:
+def tell_count(number: Number) -> str:
     """Of how many a share is, with the interval.
 
-    >>> counted(Number(0.82, 0.75, 0.87, 155, 127))
+    >>> tell_count(Number(0.82, 0.75, 0.87, 155, 127))
     '127 of 155, 82 % (75–87 %)'
     """
-    return shown(number) if number.count is None else f"{number.count} of {number.n}, {shown(number)}"
+    told = tell_share(number)
+    return told if number.count is None else f"{number.count} of {number.n}, {told}"
 
 
 def share(of: ArrayLike) -> Number:
@@ -176,11 +177,11 @@ def crossing(epsilons: Sequence[float], lost: Sequence[Number], level: float) ->
     if not lost or any(math.isnan(of.estimate) for of in lost):
         return UNKNOWN
     ends = ([of.estimate for of in lost], [of.high for of in lost], [of.low for of in lost])
-    middle, low, high = (_reached(epsilons, np.maximum.accumulate(end), level) for end in ends)
+    middle, low, high = (_reach(epsilons, np.maximum.accumulate(end), level) for end in ends)
     return Number(middle, low, high, lost[0].n)
 
 
-def _reached(epsilons: Sequence[float], rising: Array, level: float) -> float:
+def _reach(epsilons: Sequence[float], rising: Array, level: float) -> float:
     after = int(np.searchsorted(rising, level))  # the first that is at the level or above
     if after in (0, len(rising)):
         return epsilons[min(after, len(rising) - 1)]
@@ -194,7 +195,7 @@ def ratio(values: ArrayLike, of: ArrayLike) -> Statistic:
     parts = np.asarray(values, dtype=np.float64) * chosen
 
     def statistic(w: Array) -> Array:
-        return _divided(w @ parts, w @ chosen)
+        return _divide(w @ parts, w @ chosen)
 
     return statistic
 
@@ -214,7 +215,7 @@ def ece(confidence: ArrayLike, right: ArrayLike, *, bins: int = 15) -> Statistic
     edges = np.arange(1, bins) / bins
     off = np.zeros((len(top), bins))
     off[np.arange(len(top)), np.searchsorted(edges, top, side="left")] = top - hit
-    return lambda w: _divided(np.abs(w @ off).sum(axis=-1), w.sum(axis=-1))
+    return lambda w: _divide(np.abs(w @ off).sum(axis=-1), w.sum(axis=-1))
 
 
 def of_ece(confidence: ArrayLike, right: ArrayLike) -> Number:
@@ -239,7 +240,7 @@ def auroc(sure_right: ArrayLike, sure_wrong: ArrayLike) -> Statistic:
         zero = np.zeros((*v.shape[:-1], 1))
         below = np.concatenate([zero, v[..., order].cumsum(axis=-1)], axis=-1)
         beaten = (below[..., sides[0]] + below[..., sides[1]]) / 2
-        return _divided((w * beaten).sum(axis=-1), w.sum(axis=-1) * v.sum(axis=-1))
+        return _divide((w * beaten).sum(axis=-1), w.sum(axis=-1) * v.sum(axis=-1))
 
     return statistic
 
@@ -260,7 +261,7 @@ def aurc(confidence: ArrayLike, right: ArrayLike) -> Statistic:
         # e(k)/k is e/k along the copies of a right answer, and (e + k − c)/k along those of a wrong one
         steps = harmonic[upto.astype(np.int64)] - harmonic[before.astype(np.int64)]
         sums = steps * np.where(wrong, errors_before - before, errors_before) + copies * wrong
-        return _divided(sums.sum(axis=-1), w.sum(axis=-1))
+        return _divide(sums.sum(axis=-1), w.sum(axis=-1))
 
     return statistic
 
@@ -280,7 +281,7 @@ def _of_constant(value: float, n: int, bounds: tuple[float, float]) -> tuple[flo
     return (low, high) if math.isfinite(low) and math.isfinite(high) else (math.nan, math.nan)
 
 
-def _divided(over: Array, under: Array) -> Array:
+def _divide(over: Array, under: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         found: Any = np.divide(over, under)
     return np.asarray(found, dtype=np.float64)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from poise.checks import TELLING, InputError, looks_like_probabilities, require
 from poise.models.normalize import Normalize
-from poise.modes import called
+from poise.modes import call_model
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -120,7 +120,7 @@ def _undo_softmax(name: str, model: OnnxModel, shape: tuple[int, int, int]) -> N
     """Have the logarithms of a file's probabilities as its logits, whose softmax they are; and say so."""
     tries = torch.stack([torch.full(shape, grey / 7) for grey in range(8)])
     tries[4:] = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    logits = called(model, tries)
+    logits = call_model(model, tries)
     if logits.ndim == 2 and looks_like_probabilities(logits, tolerance=1e-2) and logits.numel() >= TELLING:
         model.probabilities = True
         warnings.warn(

@@ -89,7 +89,7 @@ def write(target: str, book: Book) -> list[Path]:
     book.folder.mkdir(parents=True, exist_ok=True)
     if target in FIGURES:
         return [_figure(target, book)]
-    found = measured(book)
+    found = all_cells(book)
     if target in LAYOUTS:
         return [_table(target, book, found)]
     pages = []
@@ -102,7 +102,7 @@ def write(target: str, book: Book) -> list[Path]:
     return [*pages, _claims(book, judged), _score(book, found, judged)]
 
 
-def measured(book: Book) -> pl.DataFrame:
+def all_cells(book: Book) -> pl.DataFrame:
     """`jobs.cells` of everything in the run folders that this suite and reading have."""
     return jobs.cells(book.jobs("all"), book.place)
 
@@ -118,12 +118,12 @@ def _table(name: str, book: Book, found: pl.DataFrame) -> Path:
         f"In each cell: ours / the paper's, mean ± standard deviation {spread}. n: seeds × test images. A "
         "dash: not run, or not in the paper. *A (for B)*: A stands in for the paper's B. A star at the "
         "reading: not the paper's own architecture, data, budgets, images or length of training.\n"
-        f"{told}\n{tables.markdown(layout, frame)}{_collapsed(found)}"
+        f"{told}\n{tables.markdown(layout, frame)}{_list_collapsed(found)}"
     )
     return _put(book, name, text, frame)
 
 
-def _collapsed(found: pl.DataFrame) -> str:
+def _list_collapsed(found: pl.DataFrame) -> str:
     """Which nets answer one class for every image; their rows mean nothing."""
     fallen = found.filter(pl.col("metric") == "collapsed", pl.col("mean") > 0)
     rows = fallen.select("architecture", "dataset", "defense", "mean", "n").unique(maintain_order=True)
@@ -160,10 +160,12 @@ def _claims(book: Book, frame: pl.DataFrame) -> Path:
         "In the last column the verdict of the paper's own tables. A verdict on stand-ins says so and "
         f"says nothing on the paper's own nets: {'; '.join(f'*{of}*: {ON[of]}' for of in NEAR)}.\n"
     )
-    theirs = dict(judge((*CLAIMS, *REFEREE), jobs.published()).select("name", "verdict").rows())
+    theirs = dict(judge((*CLAIMS, *REFEREE), jobs.paper_cells()).select("name", "verdict").rows())
     for title, claims in groups:
         part = frame.filter(pl.col("name").is_in([claim.name for claim in claims]))
-        counts = [f"{hold} hold and {fail} fail {on}" for on, hold, fail in _counted(part) if hold + fail]
+        counts = [
+            f"{hold} hold and {fail} fail {on}" for on, hold, fail in _count_verdicts(part) if hold + fail
+        ]
         counts.append(f"{part.filter(verdict='not run').height} not run")
         lines = []
         for row in part.to_dicts():
@@ -202,7 +204,7 @@ def _stands(suite: Suite) -> pl.DataFrame:
     return frame.group_by(names[:-1], maintain_order=True).agg(pl.col("own").all())
 
 
-def _counted(judged: pl.DataFrame) -> list[tuple[str, int, int]]:
+def _count_verdicts(judged: pl.DataFrame) -> list[tuple[str, int, int]]:
     """Where claims were judged, nearest first, and how many hold and fail there."""
 
     def count(of: str, verdict: str) -> int:
@@ -231,7 +233,7 @@ def _score(book: Book, found: pl.DataFrame, judged: pl.DataFrame) -> Path:
         "a standard deviation over seeds; *within 2 std*: of those, the difference is within two pooled "
         "ones. Last, how many of all claims have which verdict, on the paper's own nets and on stand-ins "
         f"alone; below, by how near these are.\n\n{Table.of([board.columns, *board.rows()]).markdown()}\n"
-        f"{Table.of([('claims judged', 'hold', 'fail'), *_counted(judged)]).markdown()}"
+        f"{Table.of([('claims judged', 'hold', 'fail'), *_count_verdicts(judged)]).markdown()}"
     )
     return _put(book, "scoreboard", text, board)
 

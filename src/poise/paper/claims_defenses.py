@@ -28,7 +28,7 @@ def extra(net: Subject, defense: str) -> Mean:
     return net.msp(defense, "Adaptive") - net.msp(defense)
 
 
-def excepted(defense: str) -> Claim:
+def except_on(defense: str) -> Claim:
     """ConfSmooth's lead is least on a defense."""
     return Claim(
         f"{defense.lower()}-excepted",
@@ -64,7 +64,7 @@ TABLE_3 = (
         ],
         on_average,
     ),
-    *map(excepted, UAT),
+    *map(except_on, UAT),
     Claim(
         "dropout-weakest",
         "5.3, Table 3",

@@ -146,7 +146,7 @@ def cells(jobs: Iterable[Job], place: Place) -> pl.DataFrame:
     )
 
 
-def published() -> pl.DataFrame:
+def paper_cells() -> pl.DataFrame:
     """The paper's 389 numbers: table, architecture, dataset, defense, attack, metric, mean, std."""
     text = files("poise.paper").joinpath("published.csv").read_bytes()
     return pl.read_csv(text, schema_overrides={"table": pl.String, "mean": pl.Float64, "std": pl.Float64})

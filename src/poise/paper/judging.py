@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 import polars as pl
 
 from poise.checks import InputError
-from poise.paper.numbers import NEARNESS, Case, Subject, pooled
+from poise.paper.numbers import NEARNESS, Case, Subject, pool
 
 _TAKES = ("architecture", "dataset", "defense", "attack", "metric", "mean", "std")  # columns that it takes
 _GIVES = ("name", "section", "statement", "setting", "of", "verdict", "clear", "numbers")  # and gives
@@ -78,7 +78,7 @@ def on_average(cases: Sequence[Case]) -> Ruling:
     """Whether it is so on average over the cases: the mean of their margins is above 0."""
     margins = [case.narrowest for case in cases]
     mean = sum(m.value for m in margins) / len(margins)
-    spread = pooled(*(m.noise for m in margins))
+    spread = pool(*(m.noise for m in margins))
     clear = "spread unknown"
     if spread is not None:
         clear = "clear" if abs(mean) > spread / len(margins) else "within noise"
@@ -262,7 +262,7 @@ def _row(claim: Claim, nets: Sequence[Subject]) -> tuple[str | None, ...]:
     run = {setting: some for setting, cases in there.items() if (some := claim.judged(cases))}
     head = (claim.name, claim.section, claim.statement)
     if not run:
-        return *head, "", None, "not run", None, _missing(there)
+        return *head, "", None, "not run", None, _list_missing(there)
     kind = min((setting.kind for setting in run), key=NEARNESS.index)
     found = [case for setting, cases in run.items() if setting.kind == kind for case in cases]
     names = [setting.name for setting in run if setting.kind == kind]
@@ -271,11 +271,11 @@ def _row(claim: Claim, nets: Sequence[Subject]) -> tuple[str | None, ...]:
     share = "" if len(names) == len(asked) else f" ({len(names)} of {len(asked)} settings run)"
     if lacking := sum(len(there[setting]) for setting in run if setting.kind == kind) - len(found):
         share += f" ({lacking} more not run)"
-    numbers = f"{ruling.text}{share}{_deciding(found, ruling)}"
+    numbers = f"{ruling.text}{share}{_decide(found, ruling)}"
     return *head, "; ".join(names), kind, "holds" if ruling.holds else "fails", ruling.clear, numbers
 
 
-def _deciding(found: Sequence[Case], ruling: Ruling) -> str:
+def _decide(found: Sequence[Case], ruling: Ruling) -> str:
     """What speaks against the claim (or, of one on few cases, those); else the case nearest to that."""
     against, word = [case for case in found if not case.holds], "not so"
     if ruling.holds and 2 * len(against) > len(found):
@@ -288,7 +288,7 @@ def _deciding(found: Sequence[Case], ruling: Ruling) -> str:
     return f"; {word}: {listed}{more}"
 
 
-def _missing(there: Mapping[Instance, Sequence[Case]]) -> str:
+def _list_missing(there: Mapping[Instance, Sequence[Case]]) -> str:
     """Which cells of the setting that has most of them are not there."""
     if not there:
         return "no such setting"

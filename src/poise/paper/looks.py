@@ -124,7 +124,7 @@ def _audit(job: Job, place: Place, progress: Progress) -> None:
     )
 
 
-def _audited(job: Job, place: Place) -> Iterator[Cell]:
+def _audit_cells(job: Job, place: Place) -> Iterator[Cell]:
     net = job.net
     fallen = net.job is not None and store.read_job(net.folder(place)).get("collapsed", False)
     yield Cell("before", "collapsed", float(fallen), 0)
@@ -147,7 +147,7 @@ def _audited(job: Job, place: Place) -> Iterator[Cell]:
             yield Cell(part.name, metric, float(values.mean()), len(r), spread)
 
 
-def _judged(job: Job, images: int) -> int:
+def _count_forwards(job: Job, images: int) -> int:
     """Forwards under each attack, and the judge's two."""
 
     def of(attack: Attack) -> int:
@@ -164,7 +164,7 @@ PROBABILITIES: dict[str, Callable[..., float]] = {
     "above_half": lambda probs, y: float((probs.max(dim=1).values >= 0.5).double().mean()),  # section 5.1
 }
 AUDITED = Measurement(
-    name="attacked", file="{}/records.parquet", take=_audit, cells=_audited, forwards=_judged
+    name="attacked", file="{}/records.parquet", take=_audit, cells=_audit_cells, forwards=_count_forwards
 )
 
 # Table 2's other reading: ΔW and SSIM of attacks that leave [0, 1], which no audit accepts.
@@ -207,7 +207,7 @@ def _distances(job: Job, place: Place, progress: Progress) -> None:
     _leave(job, place, pl.concat(rows))
 
 
-def _measured(job: Job, place: Place) -> Iterator[Cell]:
+def _distance_cells(job: Job, place: Place) -> Iterator[Cell]:
     frame = pl.read_parquet(job.folder(place) / job.look.file)
     for (attack,), part in frame.group_by("attack", maintain_order=True):
         for metric in ("delta_w", "ssim", "linf", "kept"):
@@ -220,8 +220,8 @@ UNHELD = Measurement(
     attacks=lambda setting, reading: unheld(setting),
     file="distances.parquet",
     take=_distances,
-    cells=_measured,
-    forwards=_judged,
+    cells=_distance_cells,
+    forwards=_count_forwards,
     reading="unheld",
 )
 
@@ -237,7 +237,7 @@ def _weigh(job: Job, place: Place, progress: Progress) -> None:
     _leave(job, place, salience(net, x, changed))
 
 
-def _weighed(job: Job, place: Place) -> Iterator[Cell]:
+def _salience_cells(job: Job, place: Place) -> Iterator[Cell]:
     frame = pl.read_parquet(job.folder(place) / job.look.file)
     means = frame.group_by("attack", maintain_order=True).agg(pl.col("salient").mean(), pl.len())
     for attack, mean, images in means.rows():
@@ -248,8 +248,8 @@ WEIGHED = Measurement(
     name="salience",
     file="salience.parquet",
     take=_weigh,
-    cells=_weighed,
-    forwards=lambda job, images: _judged(job, min(images, _FIRST)),
+    cells=_salience_cells,
+    forwards=lambda job, images: _count_forwards(job, min(images, _FIRST)),
 )
 
 # What a referee would ask, the scales fitted on test images that are not attacked here.
@@ -278,7 +278,7 @@ def _referee(job: Job, place: Place, progress: Progress) -> None:
     _leave(job, place, pl.DataFrame([found], infer_schema_length=None))
 
 
-def _refereed(job: Job, place: Place) -> Iterator[Cell]:
+def _referee_cells(job: Job, place: Place) -> Iterator[Cell]:
     row = pl.read_parquet(job.folder(place) / job.look.file).to_dicts()[0]
     for column, (attack, metric) in HONEST.items():
         if row[column] is not None:
@@ -290,7 +290,7 @@ REFEREED = Measurement(
     attacks=lambda setting, reading: attacks_of(setting, OURS),
     file="comparison.parquet",
     take=_referee,
-    cells=_refereed,
+    cells=_referee_cells,
     # four attacks, and `auto`, with five more forwards, thrice
     forwards=lambda job, images: images * (7 * (job.net.setting.steps + 3) + 3 * 5),
 )

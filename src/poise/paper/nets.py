@@ -15,7 +15,7 @@ from poise import data, defenses, models, store, training
 from poise.data import ImageSet
 from poise.data.digests import digest_of
 from poise.defenses import Defense, Vanilla
-from poise.naming import lookup, taken
+from poise.naming import lookup, take_known
 from poise.paper.readings import OURS, Reading
 from poise.paper.suites import Setting
 from poise.preparation import Preparation
@@ -68,7 +68,7 @@ class PaperNet:
         name, steps = _split(self.defense)
         name = self.reading.caat if name == "caat" else name
         factory = lookup({**defenses.DEFENSES, **defenses.READINGS}, name, "defense")
-        return factory(**taken(factory, eps=s.train_eps, step=s.step, steps=steps))
+        return factory(**take_known(factory, eps=s.train_eps, step=s.step, steps=steps))
 
     @cached_property
     def name(self) -> str:

@@ -49,7 +49,7 @@ class Mean:
             right = f"({right})"
         return Mean(
             self.mean - other.mean,
-            pooled(self.std, other.std),
+            pool(self.std, other.std),
             f"{self.name or self} - {right}",
             self.lacks + other.lacks,
         )
@@ -58,7 +58,7 @@ class Mean:
         mean, spread = math.nan, None
         if under.mean != 0:
             mean = self.mean / under.mean
-            spread = pooled(self.std, None if under.std is None else mean * under.std)
+            spread = pool(self.std, None if under.std is None else mean * under.std)
         return Mean(
             mean,
             None if spread is None else spread / abs(under.mean),  # to first order
@@ -82,7 +82,7 @@ class Mean:
         asked = f" (asked: by {by:.4g})" if by > 0 else f" (within {-by:.4g})" if by else ""
         margin = Margin(
             self.mean - low.mean - by + (ROUNDING if by else 0.0),
-            pooled(low.std, self.std),
+            pool(low.std, self.std),
             f"{low} {sign} {self}{asked}",
             low.lacks + self.lacks,
         )
@@ -220,10 +220,10 @@ def every(cases: Iterable[Case]) -> Case:
     return reduce(and_, cases)
 
 
-def pooled(*stds: float | None) -> float | None:
+def pool(*stds: float | None) -> float | None:
     """The root of the sum of squares; None if one is not known.
 
-    >>> pooled(0.3, 0.4), pooled(0.3, None)
+    >>> pool(0.3, 0.4), pool(0.3, None)
     (0.5, None)
     """
     known = [std for std in stds if std is not None]

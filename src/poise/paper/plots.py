@@ -197,7 +197,7 @@ class ProbabilityTrace:
                 ax.plot(steps, trace[:, j].numpy(), color=colors.get(j, REST), linewidth=1.3)
             top = [colors.get(j, REST) for j in trace.argmax(dim=1).tolist()]
             ax.scatter(steps, [-0.06] * len(trace), c=top, marker="s", s=9, linewidths=0)
-            unrest = f"top class changes {oscillations(trace)}×\nconfidence regained {regained(trace):.2f}"
+            unrest = f"top class changes {oscillations(trace)}×\nconfidence regained {rebound(trace):.2f}"
             ax.set(title=f"{label(name)}\n{unrest}", xlabel="step", ylim=(-0.1, 1.03))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             strip_frame(ax)
@@ -279,13 +279,13 @@ def oscillations(trace: Trace) -> int:
     return int((top[1:] != top[:-1]).sum())
 
 
-def regained(trace: Trace) -> float:
+def rebound(trace: Trace) -> float:
     """How much the clean prediction's probability rises over all steps that raise it.
 
     0 where a walk only ever goes down. It tells of unrest that `oscillations` cannot see: a
     step-back rule holds the top class, but it keeps steps that raise the confidence.
 
-    >>> round(regained(torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.6, 0.4], [0.7, 0.3]])), 6)
+    >>> round(rebound(torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.75, 0.25], [0.6, 0.4], [0.7, 0.3]])), 6)
     0.35
     """
     p = trace[:, trace[0].argmax()].double()

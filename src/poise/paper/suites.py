@@ -109,9 +109,9 @@ class Suite:
         """
         model, weights, data = model or {}, weights or {}, data or {}
         used = list(self.settings() if used is None else used)
-        _known("model", model, {s.architecture for s in used})
-        _known("weights", weights, {s.architecture for s in used if s.job.weights})
-        _known("data", data, {s.dataset for s in used})
+        _check_known("model", model, {s.architecture for s in used})
+        _check_known("weights", weights, {s.architecture for s in used if s.job.weights})
+        _check_known("data", data, {s.dataset for s in used})
 
         def changed(s: Setting) -> Setting:
             net, source = model.get(s.architecture), data.get(s.dataset)
@@ -141,7 +141,7 @@ def suite_named(name: str) -> Suite:
     return lookup(SUITES, name, "scale")
 
 
-def _known(what: str, given: Mapping[str, str], names: set[str]) -> None:
+def _check_known(what: str, given: Mapping[str, str], names: set[str]) -> None:
     """Refuse a name that nothing in this suite would take: the value would be dropped unseen."""
     if unknown := sorted(set(given) - names):
         known = ", ".join(sorted(names)) or "nothing"
@@ -150,7 +150,7 @@ def _known(what: str, given: Mapping[str, str], names: set[str]) -> None:
         )
 
 
-def _trained(model: str, data: str, epochs: int) -> TrainJob:
+def _train_job(model: str, data: str, epochs: int) -> TrainJob:
     return TrainJob(model=model, data=data, epochs=epochs, defense="vanilla")
 
 
@@ -161,15 +161,15 @@ def _transfer(architecture: str, dataset: str) -> Setting:
         "ResNet-50": "torchvision/resnet50",
         "ViT-B16": "torchvision/vit_b_16",
     }
-    job = replace(_trained(models[architecture], TRANSFER[dataset], 10), weights="pretrained")
+    job = replace(_train_job(models[architecture], TRANSFER[dataset], 10), weights="pretrained")
     setting = Setting(architecture=architecture, dataset=dataset, job=job, batch_size=32)
     if dataset == "ImageNet":
         return replace(setting, as_is=True)
     return replace(setting, size=224, job=replace(job, freeze="backbone", augment="crop-flip"))
 
 
-def _defended(architecture: str, model: str) -> Setting:
-    return Setting(architecture=architecture, dataset="CIFAR-10", job=_trained(model, "cifar10", 200))
+def _defense_setting(architecture: str, model: str) -> Setting:
+    return Setting(architecture=architecture, dataset="CIFAR-10", job=_train_job(model, "cifar10", 200))
 
 
 TRANSFER = {
@@ -179,17 +179,17 @@ TRANSFER = {
     "CIFAR-100": "cifar100",
     "ImageNet": "imagenet",
 }
-LENET = Setting(architecture="LeNet", dataset="MNIST", job=_trained("lenet", "mnist", 5))
+LENET = Setting(architecture="LeNet", dataset="MNIST", job=_train_job("lenet", "mnist", 5))
 FULL = Suite(
     name="full",
     transfer=tuple(_transfer(a, d) for a in ("EfficientNet-B0", "ResNet-50", "ViT-B16") for d in TRANSFER),
     magnitude=LENET,
     defended=(
-        _defended("ResNet-18", "resnet18"),
-        _defended("ResNet-50", "resnet50"),
-        _defended("WideResNet-50", "wide-resnet50-2"),
+        _defense_setting("ResNet-18", "resnet18"),
+        _defense_setting("ResNet-50", "resnet50"),
+        _defense_setting("WideResNet-50", "wide-resnet50-2"),
     ),
-    counted=_defended("WideResNet-50", "wide-resnet50-2"),
+    counted=_defense_setting("WideResNet-50", "wide-resnet50-2"),
 )
 FULL_SETTINGS = {(s.architecture, s.dataset): s for s in FULL.settings()}
 
@@ -239,7 +239,7 @@ DIGITS = replace(
     LENET,
     dataset="digits",
     beside=("LeNet", "MNIST"),
-    job=replace(_trained("lenet", "digits", 30), lr=0.05),
+    job=replace(_train_job("lenet", "digits", 30), lr=0.05),
     train=900,
     test=40,
     steps=3,

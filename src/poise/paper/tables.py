@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from poise.paper import jobs
-from poise.paper.jobs import UNDERCONFIDENCE, published
+from poise.paper.jobs import UNDERCONFIDENCE, paper_cells
 from poise.paper.looks import Job
 from poise.paper.readings import OURS, Reading
 from poise.paper.suites import Suite
@@ -124,7 +124,7 @@ def beside(layout: Layout, suite: Suite, found: pl.DataFrame) -> pl.DataFrame:
         found: `jobs.cells` of what was measured.
     """
     theirs = (
-        published().filter(table=layout.table).drop("table").rename({"mean": "paper", "std": "paper_std"})
+        paper_cells().filter(table=layout.table).drop("table").rename({"mean": "paper", "std": "paper_std"})
     )
     nets = [job.net for job in layout.jobs(suite, OURS)]
     stands = pl.DataFrame(
@@ -208,7 +208,7 @@ def score(frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         rows.append(
             {
                 "table": name,
-                "cells": published().filter(table=LAYOUTS[name].table).height,
+                "cells": paper_cells().filter(table=LAYOUTS[name].table).height,
                 "run": own.height,
                 "stand-in": run.height - own.height,
                 "judged": own["apart"].is_not_null().sum(),

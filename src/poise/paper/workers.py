@@ -16,7 +16,7 @@ from poise.checks import InputError
 from poise.paper.looks import Job
 from poise.paper.nets import Place
 from poise.progress import Progress
-from poise.resources import suited
+from poise.resources import suit_threads
 
 
 def workers_for(jobs: Sequence[Job], place: Place, *, threads: int | None = None) -> int:
@@ -41,7 +41,7 @@ def workers_for(jobs: Sequence[Job], place: Place, *, threads: int | None = None
                 test, job = setting.images("test", place), setting.setting.job
                 net = models.load(job.model, classes=len(test.classes), shape=test.shape)
                 x = torch.zeros(2, *test.shape)
-                threads = max(threads, suited(net, x, images=max(job.batch_size, test.batch_size)))
+                threads = max(threads, suit_threads(net, x, images=max(job.batch_size, test.batch_size)))
     return max(1, min(cores // threads, len(nets)))
 
 

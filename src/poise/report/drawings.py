@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from poise.metrics.intervals import Array, Number, counted, percent, share
+from poise.metrics.intervals import Array, Number, percent, share, tell_count
 from poise.report.tables import Table
 
 WIDTH, HEIGHT = 360, 232  # a phone's width, so that letters keep their size there
@@ -103,7 +103,7 @@ def draw_curves(
         across: the name of what lies across.
     """
     panel = Panel((0.0, max(at)), right=20 + LETTER * max(len(line.name) for line in lines))
-    shapes = _axes(panel, _apart(panel, at, names), across)
+    shapes = _axes(panel, _space_out(panel, at, names), across)
     ends = []
     for line in lines:
         numbers = list(zip(at, line.numbers, strict=True))
@@ -116,7 +116,7 @@ def draw_curves(
     for height, line in sorted(ends, key=lambda end: end[0]):
         below = max(height, below + LINE)
         shapes.append(_text(f"name {line.look}", line.name, WIDTH - panel.right + 9, below + 4))
-    rows = [[name, *(counted(line.numbers[i]) for line in lines)] for i, name in enumerate(names)]
+    rows = [[name, *(tell_count(line.numbers[i]) for line in lines)] for i, name in enumerate(names)]
     return Drawing(title, shapes, Table.of([["change", *(line.name for line in lines)], *rows]))
 
 
@@ -181,7 +181,7 @@ def draw_reliability(title: str, confidence: Array, right: NDArray[np.bool_], *,
             ends = [(x, number.low), (x, number.high)]
             shapes.append(_shape("path", f"whisker {look}", d=panel.way(ends)))
             points.append((x, number.estimate))
-            rows.append([percent(x), counted(number)])
+            rows.append([percent(x), tell_count(number)])
     return Drawing(title, [*shapes, *_line(panel, points, look)], Table.of(rows))
 
 
@@ -206,7 +206,7 @@ def picture(pixels: ArrayLike, *, limit: int) -> tuple[str, bool]:
     """
     array = np.asarray(pixels, dtype=np.float64)
     array = array if len(array) in (1, 3) else array.mean(axis=0, keepdims=True)
-    return _fitting(array.clip(0, 1), limit)
+    return _fit_into(array.clip(0, 1), limit)
 
 
 def change(clean: ArrayLike, attacked: ArrayLike, *, limit: int) -> tuple[str, float]:
@@ -220,10 +220,10 @@ def change(clean: ArrayLike, attacked: ArrayLike, *, limit: int) -> tuple[str, f
     largest = float(np.abs(most).max())
     scaled = most / (largest or 1.0)
     colors = [np.interp(scaled, (-1, 0, 1), ends) for ends in zip(DARKER, SAME, LIGHTER, strict=True)]
-    return _fitting(np.stack(colors) / 255, limit)[0], largest
+    return _fit_into(np.stack(colors) / 255, limit)[0], largest
 
 
-def _fitting(array: Array, limit: int) -> tuple[str, bool]:
+def _fit_into(array: Array, limit: int) -> tuple[str, bool]:
     pixels = np.rint(array * 255).astype(np.uint8)
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy())
     scale, text = 1.0, _uri(image)
@@ -264,7 +264,7 @@ def _axes(
     return [*shapes, _text("tick", name, middle, HEIGHT - 8)]
 
 
-def _apart(panel: Panel, at: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
+def _space_out(panel: Panel, at: Sequence[float], names: Sequence[str]) -> list[tuple[float, str]]:
     """The places whose names do not run into one another, the last one among them."""
     chosen: list[tuple[float, str]] = []
     for value, name in sorted(zip(at, names, strict=True), reverse=True):

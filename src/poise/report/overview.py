@@ -12,7 +12,7 @@ from poise.checks import check_number
 from poise.report.drawings import Drawing, draw_distributions
 from poise.report.escaping import WIDTH, escape_markdown, plain
 from poise.report.page import ROOM, render, show_change, write_texts
-from poise.report.runs import Attacked, Audit, read_all, told_apart
+from poise.report.runs import Attacked, Audit, read_all, tell_apart
 from poise.report.tables import Table
 
 COLUMNS = {  # of the printed table: its heading and how a number is written
@@ -54,7 +54,7 @@ def summary(audits: Sequence[Audit], *, threshold: float = 0.5) -> pl.DataFrame:
     """
     rows = [
         row(audit.title, attacked, threshold=threshold)
-        for audit in told_apart(audits)
+        for audit in tell_apart(audits)
         for attacked in audit.attacked
     ]
     return pl.DataFrame(rows)
@@ -138,7 +138,7 @@ def page(audits: Sequence[Audit], table: pl.DataFrame, *, threshold: float) -> s
     return render(
         "report.html",
         (finding, draw_worst, changes, describe_run, list_doubts),
-        audits=told_apart(audits),
+        audits=tell_apart(audits),
         table=summary_table(table),
         threshold=threshold,
         room=room,
@@ -191,14 +191,14 @@ def describe_run(audit: Audit) -> dict[str, object]:
 
 def warnings(audits: Sequence[Audit]) -> list[str]:
     """What the audits found that makes their numbers doubtful, a line each."""
-    return [plain(f"{audit.title}, {text}") for audit in told_apart(audits) for text in list_doubts(audit)]
+    return [plain(f"{audit.title}, {text}") for audit in tell_apart(audits) for text in list_doubts(audit)]
 
 
 def headlines(audits: Sequence[Audit], *, threshold: float) -> str:
     """The `finding` of every audit, in Markdown under the table."""
     return "".join(
         f"\n**{escape_markdown(audit.title)}.** {escape_markdown(finding(audit, threshold=threshold))}\n"
-        for audit in told_apart(audits)
+        for audit in tell_apart(audits)
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poise import store
 from poise.checks import TOLERANCE, InputError, looks_like_probabilities
-from poise.job_file import damaged
+from poise.job_file import refuse_damaged
 from poise.records import Records
 from poise.report.escaping import WIDTH, plain
 from poise.shapes import per_image
@@ -103,10 +103,10 @@ def read(folder: str | Path) -> Audit:
 def read_all(folders: Iterable[str | Path]) -> list[Audit]:
     """The audits in several run folders, told apart; a folder named twice is read once."""
     distinct = {Path(folder).resolve(): folder for folder in folders}
-    return told_apart([read(folder) for folder in distinct.values()])
+    return tell_apart([read(folder) for folder in distinct.values()])
 
 
-def told_apart(audits: Sequence[Audit]) -> list[Audit]:
+def tell_apart(audits: Sequence[Audit]) -> list[Audit]:
     """The audits, each of several with one title named by what tells it from the others too.
 
     That is its budget and other options of its attacks, seed, weights, images or data; a number
@@ -120,7 +120,7 @@ def told_apart(audits: Sequence[Audit]) -> list[Audit]:
         for number, (i, words) in enumerate(zip(alike, told, strict=True), start=1):
             words = words if told.count(words) == 1 else [*words, f"run {number}"]
             shown[i] = replace(audits[i], title=f"{title}, {', '.join(words)}")
-    return shown if len({audit.title for audit in shown}) == len(shown) else told_apart(shown)
+    return shown if len({audit.title for audit in shown}) == len(shown) else tell_apart(shown)
 
 
 def _differences(audits: Sequence[Audit]) -> list[list[str]]:
@@ -168,13 +168,13 @@ def records_of(part: Path, audit: Mapping[str, Any]) -> tuple[dict[str, Any], Re
             f"{str(part)!r} belongs to another run than {str(part.parent)!r}: take it out of there"
         )
     if "seconds" not in content:
-        damaged(part / "job.json", "seconds is missing")
+        refuse_damaged(part / "job.json", "seconds is missing")
     images, _ = store.read_tensors(store.whole(part, "images.safetensors", content))
     file = store.whole(part, "records.parquet", content)
     records = _records(file, images, audit["job"]["images"])
     for told, holds in _what_must_hold(records):
         if not holds:
-            damaged(file, told)
+            refuse_damaged(file, told)
     return content, records
 
 
@@ -195,12 +195,12 @@ def _records(file: Path, images: Mapping[str, Tensor], rows: int) -> Records:
     try:
         there = pl.scan_parquet(file).select(pl.len()).collect().item()
         if there != rows:  # known before memory is asked for
-            damaged(file, f"it has {there} rows, and the audit {rows} images")
+            refuse_damaged(file, f"it has {there} rows, and the audit {rows} images")
         return Records.from_frame(pl.read_parquet(file), images["x"], images["x_adv"])
     except KeyError as error:
-        damaged(file.with_name("images.safetensors"), f"it has no {error.args[0]}", error)
+        refuse_damaged(file.with_name("images.safetensors"), f"it has no {error.args[0]}", error)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, TypeError, ValueError) as error:
-        damaged(file, str(error).split("\n")[0], error)
+        refuse_damaged(file, str(error).split("\n")[0], error)
 
 
 def _what_must_hold(r: Records) -> Sequence[tuple[str, bool]]:

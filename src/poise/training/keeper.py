@@ -159,7 +159,11 @@ class Keeper:
         if len(run.validation):
             facts["k_nll"] = _scale(run)
         seconds = sum(row["seconds"] for row in run.rows)
-        facts |= {"source": run.data.told, "seconds": seconds, "collapsed": _collapsed(run.net, run.data)}
+        facts |= {
+            "source": run.data.told,
+            "seconds": seconds,
+            "collapsed": _is_collapsed(run.net, run.data),
+        }
         names = {"classes": json.dumps(run.data.classes)}
         files = {
             "seen.safetensors": store.tensor_bytes({"images": _marks(run)}),
@@ -226,7 +230,7 @@ def _scale(run: Run) -> float | None:
         return None
 
 
-def _collapsed(net: nn.Module, data: ImageSet) -> bool:
+def _is_collapsed(net: nn.Module, data: ImageSet) -> bool:
     """Whether the net answers one class for everything, which looks perfectly robust; warns if so."""
     device, answers = next(net.parameters()).device, set[int]()
     with evaluating(net), torch.no_grad():

@@ -16,7 +16,7 @@ from poise.checks import NotFiniteError
 from poise.data import ImageSet
 from poise.defenses import Defense
 from poise.progress import Progress, silent
-from poise.resources import suited, using
+from poise.resources import suit_threads, using
 from poise.train_job import TrainJob
 from poise.training.batches import generator
 from poise.training.devices import agree, check_fabric, fabric_for, reduce, shares, sum_gradients
@@ -99,7 +99,7 @@ def _threads(run: Run) -> int:
     chosen = run.train[: run.job.batch_size]
     part = next(shares(len(chosen), run.fabric, run.job.accumulate))
     x, _ = run.batch(chosen, part, 0)
-    return suited(run.model, x[:2], images=len(x))
+    return suit_threads(run.model, x[:2], images=len(x))
 
 
 def _epoch(run: Run, asked: Request, progress: Progress) -> bool:
