@@ -24,6 +24,8 @@ VERBS = {
     "save",
 }  # each room's own: poise.data.load, poise.models.load
 PLAIN = {
+    "Part",
+    "Run",
     "Watched",
     "Within",
     "ball",
@@ -34,6 +36,7 @@ PLAIN = {
     "note",
     "of_images",
     "prepare",
+    "whole",
 }
 ALLOWED = {
     **dict.fromkeys(COMMANDS | VERBS, "see above"),

@@ -114,7 +114,7 @@ def _file(folder: Path, first: int, n: int) -> Path:
 
 def _read(folder: Path, first: int, n: int) -> int:
     if len(_part(_file(folder, first, n)).records) != n:
-        damaged(_file(folder, first, n), "it does not hold as many images as its name says")
+        refuse_damaged(_file(folder, first, n), "it does not hold as many images as its name says")
     return n
 
 
