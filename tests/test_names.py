@@ -82,7 +82,7 @@ IRREGULAR = {
 }
 PARTICIPLES = {
     *("accelerated", "remembered"),  # public
-    *("_affected", "_audited", "_joined", "_named", "_scaled"),  # of auditing.auditor
+    *("_affected", "_audited", "_joined", "_named", "_scaled", "_told"),  # of auditing.auditor, evaluation
     *(
         "_changed",
         "_drawn",
