@@ -261,10 +261,12 @@ def _of_best(audit: Audit, eps: float) -> str:
 def _of_all(audit: Audit, eps: float) -> str:
     """How many trusted answers each model keeps."""
     kept = {model.name: model.number("trusted_kept", eps) for model in audit.models}
-    each = "; ".join(f"{name} {counted(number) if number.n else 'none'}" for name, number in kept.items())
+    each = "; ".join(
+        f"{name} {tell_count(number) if number.n else 'none'}" for name, number in kept.items()
+    )
     return (
         f"Right answers with a confidence of {audit.threshold:g} or more that keep it when every pixel may "
-        f"change by {spelled(eps)} of its range: {each}."
+        f"change by {spell(eps)} of its range: {each}."
     )
 
 
