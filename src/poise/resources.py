@@ -96,7 +96,7 @@ def _kept_for_gradients(model: Model, x: Images) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with evaluating(model), torch.random.fork_rng(devices=()), torch.enable_grad(), hooks:
-        called(model, x.detach().clone().requires_grad_())
+        call_model(model, x.detach().clone().requires_grad_())
     return sum(sizes)
 
 
