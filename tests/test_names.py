@@ -82,6 +82,7 @@ IRREGULAR = {
 }
 PARTICIPLES = {
     *("accelerated", "remembered"),  # public
+    *("_compared", "fitted"),
     *("_affected", "_audited", "_joined", "_named", "_scaled", "_told"),  # of auditing.auditor, evaluation
     *(
         "_changed",
