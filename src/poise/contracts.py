@@ -18,7 +18,7 @@ from poise.attacks.deepfool import ORDERS
 from poise.checks import BROKEN, InputError, check_images, check_logits
 from poise.data import ImageSet
 from poise.defenses import Defense
-from poise.modes import evaluating, logits_in
+from poise.modes import ask, evaluating, logits_in
 from poise.shapes import Images, Labels, Model
 from poise.user_code import Kind, is_own, named_in
 
@@ -218,7 +218,7 @@ def model_laws(name: str, *, shape: Shape = SMALL, classes: int = 5) -> dict[str
 
     def through() -> str:
         at = x.clone().requires_grad_()
-        logits = logits_in(net(at))
+        logits = logits_in(ask(net, at))
         if not logits.requires_grad:
             return "none: black-box attacks alone can be run"
         (found,) = torch.autograd.grad(logits.sum(dim=0)[0], at, allow_unused=True)
@@ -331,11 +331,11 @@ def _net(shape: Shape, classes: int, *, dropout: bool = True) -> nn.Sequential:
             last,
         )
         x = _images(64, shape)
-        net(x)
+        ask(net, x)
         net.eval()
         with torch.no_grad():
-            last.weight.mul_(3 / net(x).std())
-            last.bias.sub_(net(x).mean(dim=0))
+            last.weight.mul_(3 / ask(net, x).std())
+            last.bias.sub_(ask(net, x).mean(dim=0))
     return net
 
 
@@ -350,7 +350,7 @@ def _source() -> torch.Generator:
 
 def _predictions(net: nn.Module, x: Images) -> Labels:
     with evaluating(net), torch.no_grad():
-        answers: Labels = net(x).argmax(dim=1)
+        answers: Labels = ask(net, x).argmax(dim=1)
         return answers
 
 
@@ -432,7 +432,7 @@ def _lost(net: nn.Module, x_adv: Images, top: Labels) -> str:
 
 def _moved(net: nn.Module, x: Images, x_adv: Images, top: Labels, wants: str) -> str:
     with evaluating(net), torch.no_grad():
-        one, two = (net(at).softmax(dim=1).gather(1, top[:, None]).mean() for at in (x, x_adv))
+        one, two = (ask(net, at).softmax(dim=1).gather(1, top[:, None]).mean() for at in (x, x_adv))
     went = float(two - one)
     right = went < 0 if wants == "lower" else went > 0
     return "" if right else f"it went from {float(one):.3f} to {float(two):.3f} on average"

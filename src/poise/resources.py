@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from poise.checks import InputError
 from poise.modes import call_model, evaluating
 from poise.shapes import Images, Model
 
@@ -82,7 +83,10 @@ def fitting(model: Model, x: Images, *, most: int) -> int:
     """
     if x.device.type != "cpu" or len(x) < 2:
         return most
-    one, two = (_kept_for_gradients(model, x[:n]) for n in (1, 2))
+    try:
+        one, two = (_kept_for_gradients(model, x[:n]) for n in (1, 2))
+    except InputError:  # a black box has no way back; whatever else is wrong is said by who asks it next
+        return most
     return min(most, max(1, ROOM // max(1, two - one)))
 
 

@@ -78,6 +78,11 @@ class PaperNet:
         train = f"{weights} on {source}"
         if self.job:
             train = repr(replace(self.job, weights=weights, data=source, model=model))
+            for later in (
+                ", patience=0",
+                ", optimizer='sgd'",
+            ):  # came later: count if used
+                train = train.replace(later, "")
         facts = {"job": train, "defense": repr(self.value), "train": s.train, "model": model}
         return folder_name(s.architecture, s.dataset, _split(self.defense)[0], self.seed, facts=facts)
 

@@ -17,7 +17,7 @@ from poise.checks import InputError, require
 from poise.labels import names_of
 from poise.models.hugging_face import Logits
 from poise.models.normalize import Classifier, Normalize
-from poise.modes import LogitsAlone
+from poise.modes import LogitsAlone, ask
 from poise.shapes import Images
 from poise.training.outcome import load, read_finished
 
@@ -53,7 +53,7 @@ def export(
     if path.exists():
         raise InputError(f"--out {str(path)!r} is there already: name another")
     with torch.no_grad(), store.replacement(path) as new:
-        wanted, got = net(x), write(net, new, x)
+        wanted, got = ask(net, x), write(net, new, x)
         off, most = float((wanted - got).abs().max()), float(wanted.abs().max())
         if not off <= NEAR * (1 + most):  # NaN neither
             raise InputError(
