@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from poise.evaluation import evaluate
     from poise.records import Records
     from poise.training import load, train
+    from poise.watching import lightning_callback, under_attack
 
 __version__ = "0.2.0"
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "draws",
     "evaluate",
     "fast",
+    "lightning_callback",
     "load",
     "metrics",
     "models",
@@ -60,14 +62,17 @@ __all__ = [
     "rules",
     "threat",
     "train",
+    "under_attack",
 ]
 
 _NAMES = {
     "Records": "poise.records",
     "audit": "poise.auditing.auditor",
     "evaluate": "poise.evaluation",
+    "lightning_callback": "poise.watching",
     "load": "poise.training",
     "train": "poise.training",
+    "under_attack": "poise.watching",
 }
 _MODULES = {*__all__} - {"InputError", *_NAMES}
 
