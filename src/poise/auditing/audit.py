@@ -27,7 +27,7 @@ from poise.data import ImageSet
 from poise.devices import at_work, by_all, by_first, sharing, turn
 from poise.diagnostics import Finding, diagnose
 from poise.evaluation import evaluate
-from poise.fast import Fast
+from poise.fast import eager
 from poise.naming import lookup
 from poise.progress import Progress, silent
 from poise.recalibration import RECALIBRATIONS, Recalibrated, logits_of
@@ -312,7 +312,7 @@ def _diagnose(
     records = {part.name: part.records for part in read(run.folder).attacked if part.name in attacks}
     others = [f for f in before.get("findings", []) if f["attack"] and f["attack"] not in attacks]
     diagnosed = sorted({*before.get("diagnosed", []), *attacks})
-    plain = {name: a.attack if isinstance(a, Fast) else a for name, a in attacks.items()}
+    plain = {name: eager(attack) for name, attack in attacks.items()}
     found = [
         *fits(run.net, run.data),
         *diagnose(run.net, plain, x.to(run.fabric.device), y, records=records),

@@ -15,7 +15,8 @@ from poise.attacks import Aim, Attack, aim_of
 from poise.checks import InputError
 from poise.data import ImageSet
 from poise.evaluation import evaluate
-from poise.fast import Fast
+from poise.fast import eager
+from poise.fast.prepare import notes_on
 from poise.modes import ask, differentiable
 from poise.shapes import Images, Labels, Logits, Model
 
@@ -225,7 +226,7 @@ def _cost(
 ) -> Cost:
     most, images = max(1, min(data.batch_size, len(data) // SHARE)), 1
     counted = Counted(net)
-    known = not isinstance(attack, Fast)
+    known = eager(attack) is attack
     timed = Timed(attack)
     while True:
         few = data.batched(images)
@@ -267,9 +268,9 @@ class Timed:
     @property
     def notes(self) -> list[str]:
         """What was chosen, or tried and left out, one sentence each."""
-        if not isinstance(self.attack, Fast):
+        if eager(self.attack) is self.attack:
             return []
-        notes = [note for model in self.models for note in self.attack.notes(model)]
+        notes = [note for model in self.models for note in notes_on(model)]
         return list(dict.fromkeys(notes))
 
     @property

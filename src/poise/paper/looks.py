@@ -15,7 +15,7 @@ from poise.attacks import Attack, run
 from poise.auditing.audit import audit
 from poise.auditing.timing import passes
 from poise.devices import sharing
-from poise.fast import Fast
+from poise.fast import eager
 from poise.labels import as_in
 from poise.metrics.perturbation import structural_similarity
 from poise.modes import ask, evaluating
@@ -151,8 +151,7 @@ def _count_forwards(job: Job, images: int) -> int:
     """Forwards under each attack, and the judge's two."""
 
     def of(attack: Attack) -> int:
-        plain = attack.attack if isinstance(attack, Fast) else attack
-        return passes(lambda net, x, y: run(plain, net, x, y))[0] + 2
+        return passes(lambda net, x, y: run(eager(attack), net, x, y))[0] + 2
 
     return images * sum(map(of, job.attacks.values()))
 
